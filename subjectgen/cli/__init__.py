@@ -1,0 +1,24 @@
+"""subjectgen generate | encode | train | evaluate | info: parse, call, print. Commands import what is heavy."""
+
+import typer
+
+from subjectgen.cli import encode, evaluate, generate, info, train
+from subjectgen.cli.errors import Commands
+
+app = typer.Typer(
+    name="subjectgen",
+    help="A picture of your subject, in the scene you describe.",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(generate.generate)
+app.command()(encode.encode)
+app.add_typer(train.commands)
+app.add_typer(evaluate.commands)
+app.command()(info.info)
+
+
+def main() -> None:
+    app()

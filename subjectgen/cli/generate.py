@@ -1,0 +1,128 @@
+"""subjectgen generate: pictures of your subjects, as PNGs that remember how they were made."""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from subjectgen.cli.errors import screen
+from subjectgen.cli.model import check_out, open_model, read_subjects
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def generate(
+    prompt: Annotated[str, typer.Option(help="What the picture shows; subjects in the order they are given.")],
+    subject: Annotated[
+        list[str] | None, typer.Option(help="An image of a subject (repeat for more), or one encoded .safetensors.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write; several get -1, -2, ... before the ending.")] = Path(
+        "out.png"
+    ),
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Image k uses seed + k - 1. Random if left out.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")] = None,
+    stages: Annotated[
+        str | None, typer.Option(help="paper, free or faithful: how meaning hands over to identity.")
+    ] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures of this prompt.")] = 1,
+    size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
+    model: Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")] = "mini",
+) -> None:
+    """Paint your subject in the scene you describe."""
+    files = numbered(check_out(out, ".png"), num_images)
+    width, height = parse_size(size)
+    subjects = read_subjects(subject or [])
+    pipe = open_model(model)
+    seeds = [(secrets.randbelow(2**31) if seed is None else seed) + k for k in range(num_images)]
+    with step_bar() as on_step_end:
+        pictures = pipe(
+            prompt,
+            subjects,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            stages=stages,
+            generator=_generators(seeds),
+            num_images_per_prompt=num_images,
+            callback_on_step_end=on_step_end,
+        ).images
+    recipe = _recipe(pipe, prompt, subject or [], steps, stages, model)
+    for picture, file, own_seed in zip(pictures, files, seeds, strict=True):
+        save_picture(picture, file, recipe | {"seed": str(own_seed)})
+        typer.echo(f"{file}  (seed {own_seed})")
+
+
+def numbered(out: Path, count: int) -> list[Path]:
+    """picture.png => [picture.png], or [picture-1.png, picture-2.png, ...]."""
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}-{k}") for k in range(1, count + 1)]
+
+
+def parse_size(text: str | None) -> tuple[int | None, int | None]:
+    """`128` or `128x96` => (width, height) in pixels."""
+    if text is None:
+        return None, None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise ValueError(f"--size '{text}' is not a size: expected N or WIDTHxHEIGHT in pixels, e.g. 128 or 160x128.")
+    return int(sides[0]), int(sides[-1])
+
+
+def save_picture(picture: "Image", file: Path, recipe: dict[str, str]) -> None:
+    """Write a PNG with the recipe in its text chunks: whole, or not at all."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from subjectgen.files import whole_file
+
+    chunks = PngInfo()
+    for key, value in recipe.items():
+        chunks.add_itxt(key, value)
+    with whole_file(file) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=chunks)
+
+
+@contextmanager
+def step_bar() -> Iterator[Callable[..., dict[str, Any]]]:
+    """A progress bar, driven by diffusers' `callback_on_step_end`."""
+    from rich.progress import Progress
+
+    with Progress(console=screen, transient=True) as progress:
+        task = progress.add_task("painting", total=None)
+
+        def on_step_end(pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            progress.update(task, total=pipe.num_timesteps, completed=step + 1)
+            return tensors
+
+        yield on_step_end
+
+
+def _generators(seeds: list[int]) -> list[Any]:
+    """One CPU generator per picture: picture k is the same alone and in a batch, on every device."""
+    import torch
+
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def _recipe(
+    pipe: Any, prompt: str, subjects: list[str], steps: int | None, stages: str | None, model: str
+) -> dict[str, str]:
+    from importlib.metadata import version
+
+    from subjectgen.weights import model_hash
+
+    used = stages or pipe.config.stages
+    return {
+        "prompt": prompt,
+        "subjects": json.dumps([Path(file).name for file in subjects]),
+        "stages": used if isinstance(used, str) else json.dumps(used),
+        "steps": str(steps or pipe.config.num_inference_steps),
+        "model": model,
+        "model_hash": model_hash(pipe.components),
+        "Software": f"subjectgen {version('subjectgen')}",
+    }

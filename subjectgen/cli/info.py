@@ -1,0 +1,115 @@
+"""subjectgen info: versions, devices, attention backends that work here, weights that are here."""
+
+import os
+import platform
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "subjectgen",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "xformers",
+)
+
+
+def info() -> None:
+    """Show what is installed, what this machine can do, and which weights are here."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(_table("Versions", ("package", "version"), _versions()))
+    console.print(_table("Devices", ("device", "memory"), _devices()))
+    console.print(_table("Attention backends that work here", ("device", "backends"), [_backends()]))
+    console.print(_table("Weights", ("file", "licence", "sha256", "state"), _weights()))
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _versions() -> list[tuple[str, ...]]:
+    return [("python", platform.python_version()), *((package, _version(package)) for package in PACKAGES)]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> list[tuple[str, ...]]:
+    import psutil
+    import torch
+
+    rows = [(f"cpu, {os.cpu_count()} cores", _gib(psutil.virtual_memory().total))]
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        rows.append((f"cuda:{index}, {card.name}", _gib(card.total_memory)))
+    if torch.backends.mps.is_available():
+        rows.append(("mps", "shared with the cpu"))
+    return rows
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _backends() -> tuple[str, str]:
+    """Each backend of diffusers is tried on a small attention; those fetched from the Hub are not, to stay offline."""
+    import torch
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    names = [backend.value for backend in AttentionBackendName if "hub" not in backend.value]
+    return str(device), ", ".join(name for name in names if _works(name, device))
+
+
+def _works(backend: str, device: Any) -> bool:
+    import torch
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    query = torch.ones(1, 16, 2, 64, device=device, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dispatch_attention_fn(query, query, query, backend=AttentionBackendName(backend))
+        except Exception:  # whatever a backend raises, it does not work here
+            return False
+    return True
+
+
+def _weights() -> list[tuple[str, ...]]:
+    from subjectgen.weights import WeightsError, bundled, find_folder
+
+    try:
+        folder = find_folder("weights")
+        models = bundled()
+    except WeightsError as error:
+        return [("none", "", "", str(error))]
+    return [row for model in models for row in _files(folder / model)]
+
+
+def _files(folder: Path) -> list[tuple[str, ...]]:
+    from subjectgen.weights import WeightsError, verify
+
+    try:
+        entries = verify(folder)
+    except WeightsError as error:
+        return [(folder.name, "", "", str(error))]
+    return [(entry.path, entry.licence, entry.sha256[:16], "as shipped") for entry in entries]

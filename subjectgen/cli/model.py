@@ -1,0 +1,59 @@
+"""Opening what a command works with: the model, and the subjects given as files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subjectgen.cli.errors import screen
+
+if TYPE_CHECKING:
+    from subjectgen import SubjectPipeline
+
+EMBEDS_SUFFIX = ".safetensors"
+
+
+def open_model(name: str) -> "SubjectPipeline":
+    """A bundled model's name, a folder or a Hub repo id => the pipeline on this machine's best device."""
+    with screen.status(f"loading {name}"):
+        import torch
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        import subjectgen
+
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        pipe = subjectgen.load(name)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(torch.accelerator.current_accelerator() or "cpu")
+
+
+def read_subjects(files: Sequence[str]) -> Any:
+    """Image files => a list of images; one encoded `.safetensors` => SubjectEmbeds; none => None."""
+    encoded = [file for file in files if Path(file).suffix == EMBEDS_SUFFIX]
+    if not encoded:
+        from subjectgen.images import load_image
+
+        return [load_image(file) for file in files] or None
+    if len(files) > 1:
+        raise ValueError(
+            f"--subject '{encoded[0]}' is already encoded and cannot be mixed with {len(files) - 1} other(s): expected "
+            "one encoded file, or images only. Encode all images of the picture together with `subjectgen encode`."
+        )
+    if not Path(encoded[0]).is_file():
+        raise FileNotFoundError(f"--subject '{encoded[0]}' does not exist: make it with `subjectgen encode`.")
+    from subjectgen import SubjectEmbeds
+
+    return SubjectEmbeds.load(encoded[0])
+
+
+def check_out(out: Path, suffix: str) -> Path:
+    """Refuse a place that cannot be written before any work is done."""
+    if out.suffix.lower() != suffix:
+        raise ValueError(f"--out '{out}' ends in '{out.suffix}': expected a file name ending in '{suffix}'.")
+    if out.is_dir():
+        raise ValueError(f"--out '{out}' is a folder: expected a file name, e.g. '{out / ('subject' + suffix)}'.")
+    blocked = next((parent for parent in out.parents if parent.exists() and not parent.is_dir()), None)
+    if blocked is not None:
+        raise ValueError(f"--out '{out}' cannot be made: '{blocked}' is a file, expected a folder.")
+    return out

@@ -1,0 +1,126 @@
+"""The subjects of the emoji world: cut-outs cached once as RGBA, split by name into seen and unseen."""
+
+import hashlib
+import json
+import os
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from subjectgen.files import whole_file
+
+SIDE = 128  # pixels of a cached cut-out
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+FONT_SIZE = 109  # the only bitmap size in the font
+CODEPOINTS = ((0x1F300, 0x1F5FF), (0x1F680, 0x1F6FF), (0x1F900, 0x1F9FF), (0x1FA70, 0x1FAFF), (0x2600, 0x27BF))
+# Signs, glyphs and people are not things one would ask a picture of, or differ from each other in a few pixels only.
+NOT_THINGS = frozenset(
+    "sign symbol face faces arrow arrows button moon hand hands person people man men woman women boy girl family adult "
+    "baby child older bust busts modifier component square circle circled dingbat digit input keycap letter zodiac medal "
+    "heart hearts speaker mailbox entry swimmer surfer runner cyclist bicyclist pedestrian dancer couple kiss wedding "
+    "princess prince guardsman officer mage elf genie zombie superhero supervillain merperson fairy no non mobile left "
+    "right index backhand bookmark triangle diamond asterisk mark ornament aries taurus gemini cancer leo virgo libra "
+    "scorpius sagittarius capricorn aquarius pisces clock document selfie shrug wrestlers handball juggling fencer "
+    "position restroom wc customs claim potable littering closed incoming outbox inbox".split()
+)
+UNSEEN_SHARE = 10  # one name in so many is never trained on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subjects:
+    """Named cut-outs; alpha says what belongs to the subject."""
+
+    names: tuple[str, ...]
+    rgba: UInt8[Tensor, "subjects 4 side side"]
+
+    def split(self, unseen: bool) -> "Subjects":
+        """The subjects never trained on, or all the others."""
+        keep = [i for i, name in enumerate(self.names) if is_unseen(name) == unseen]
+        return Subjects(names=tuple(self.names[i] for i in keep), rgba=self.rgba[keep])
+
+
+def is_unseen(name: str) -> bool:
+    """Whether a subject of this name is held out, by a hash of the name alone."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % UNSEEN_SHARE == 0
+
+
+def default_cache() -> Path:
+    """Where the cut-outs are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "subjectgen" / "emoji.safetensors"
+
+
+def load_subjects(cache: Path | None = None, cutouts: Path | None = None) -> Subjects:
+    """Read the cached cut-outs, building the cache from the font, or from a folder of cut-outs, when it is absent."""
+    cache = cache or default_cache()
+    if not cache.exists():
+        build_cache(cache, cutouts)
+    with safe_open(str(cache), framework="pt") as file:
+        return Subjects(names=tuple(json.loads(file.metadata()["names"])), rgba=file.get_tensor("rgba"))
+
+
+def build_cache(cache: Path, cutouts: Path | None = None) -> None:
+    """Draw every subject once and write them to one safetensors file."""
+    pictures = pictures_of_folder(cutouts) if cutouts else pictures_of_font(FONT)
+    if not pictures:
+        raise ValueError(f"no cut-outs found in {cutouts or FONT}: expected pictures with transparency (PNG, WebP).")
+    rgba = torch.stack([torch.from_numpy(np.array(fit(picture))).permute(2, 0, 1) for picture in pictures.values()])
+    with whole_file(cache) as path:
+        save_file({"rgba": rgba.contiguous()}, path, metadata={"names": json.dumps(list(pictures))})
+
+
+def pictures_of_font(font: Path) -> dict[str, Image.Image]:
+    """Draw the things among the font's emoji, by their Unicode names."""
+    if not font.exists():
+        raise FileNotFoundError(
+            f"{font} is not there: the emoji world is drawn from it. Install it (Debian, Ubuntu: "
+            "`apt-get install fonts-noto-color-emoji`), or pass --cutouts with a folder of cut-outs (PNG with alpha)."
+        )
+    face = ImageFont.truetype(str(font), FONT_SIZE)
+    drawn = {name: draw(code, face) for code, name in track(things(), "drawing emoji")}
+    return {name: picture for name, picture in drawn.items() if is_colourful(picture)}
+
+
+def pictures_of_folder(folder: Path) -> dict[str, Image.Image]:
+    """Read every cut-out of a folder; a file's stem is the subject's name."""
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in {".png", ".webp"})
+    return {file.stem.replace("_", " "): Image.open(file).convert("RGBA") for file in files}
+
+
+def things() -> list[tuple[int, str]]:
+    """Code points and names of emoji that show a thing."""
+    codes = [code for first, last in CODEPOINTS for code in range(first, last + 1)]
+    named = [(code, unicodedata.name(chr(code), "").lower().replace("-", " ")) for code in codes]
+    return [(code, name) for code, name in named if name and NOT_THINGS.isdisjoint(name.split())]
+
+
+def draw(code: int, face: ImageFont.FreeTypeFont) -> Image.Image:
+    """One emoji on a transparent ground."""
+    picture = Image.new("RGBA", (160, 160))
+    ImageDraw.Draw(picture).text((8, 8), chr(code), font=face, embedded_color=True)
+    return picture
+
+
+def is_colourful(picture: Image.Image) -> bool:
+    """Whether the font has a colour picture of its own here: a missing glyph comes out black or empty."""
+    pixels = np.asarray(picture)
+    opaque = pixels[pixels[..., 3] > 128][:, :3]
+    return len(opaque) > 1500 and int(opaque.max()) > 60
+
+
+def fit(picture: Image.Image) -> Image.Image:
+    """Crop to the opaque part and centre it on a square of SIDE pixels, aspect kept."""
+    cropped = picture.crop(picture.getchannel("A").getbbox())
+    scale = SIDE / max(cropped.size)
+    width, height = (max(1, round(side * scale)) for side in cropped.size)
+    square = Image.new("RGBA", (SIDE, SIDE))
+    square.paste(cropped.resize((width, height), Image.Resampling.LANCZOS), ((SIDE - width) // 2, (SIDE - height) // 2))
+    return square

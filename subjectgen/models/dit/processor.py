@@ -1,0 +1,114 @@
+"""The attention processor that lets a stock FluxTransformer2DModel keep and reuse the keys and values of its conditions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Heads = Float[Tensor, "batch tokens heads dim"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyValues:
+    """Keys and values of some tokens, one tensor [batch, tokens, heads, dim] per attention block."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+def joined(groups: Sequence[KeyValues]) -> KeyValues:
+    """Groups of tokens one after the other, block by block."""
+    keys = tuple(torch.cat(block, dim=1) for block in zip(*(group.keys for group in groups), strict=True))
+    values = tuple(torch.cat(block, dim=1) for block in zip(*(group.values for group in groups), strict=True))
+    return KeyValues(keys=keys, values=values)
+
+
+@dataclass(kw_only=True)
+class AttentionCall:
+    """What the attention blocks of one forward write down and append. It lives as long as that forward."""
+
+    writing: bool = False
+    kept: KeyValues | None = None
+    bias: Tensor | None = None  # [batch, keys]: bool (True = attend) or added to the logits; None = attend to all
+    written: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def key_values(self) -> KeyValues:
+        """Everything written, in the order of the blocks."""
+        blocks = [self.written[index] for index in sorted(self.written)]
+        return KeyValues(keys=tuple(key for key, _ in blocks), values=tuple(value for _, value in blocks))
+
+
+class ConditionProcessor:
+    """Flux attention that can keep its keys (before rotation) and values, and append kept ones (rotated).
+
+    Without an `AttentionCall` it computes what diffusers' own processor computes.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, index: int):
+        self.index = index
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "batch image width"],
+        encoder_hidden_states: Float[Tensor, "batch text width"] | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        conditions: AttentionCall | None = None,
+    ):
+        call = conditions or AttentionCall(bias=attention_mask)
+        query, key, value = _projected(attn, hidden_states, encoder_hidden_states)
+        if call.writing:
+            call.written[self.index] = (key, value)
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        if call.kept is not None:
+            key = torch.cat([key, call.kept.keys[self.index]], dim=1)
+            value = torch.cat([value, call.kept.values[self.index]], dim=1)
+        mixed = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=call.bias,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return _output(attn, mixed.flatten(2, 3).to(query.dtype), encoder_hidden_states)
+
+
+def _projected(attn, hidden_states, encoder_hidden_states) -> tuple[Heads, Heads, Heads]:
+    """Normalised queries and keys, and values, of text then image tokens."""
+    query, key, value = _split_heads(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
+    query, key = attn.norm_q(query), attn.norm_k(key)
+    if encoder_hidden_states is None:
+        return query, key, value
+    names = ("add_q_proj", "add_k_proj", "add_v_proj")
+    text_query, text_key, text_value = _split_heads(attn, encoder_hidden_states, "to_added_qkv", names)
+    text_query, text_key = attn.norm_added_q(text_query), attn.norm_added_k(text_key)
+    pairs = ((text_query, query), (text_key, key), (text_value, value))
+    return tuple(torch.cat(pair, dim=1) for pair in pairs)  # type: ignore[return-value]
+
+
+def _split_heads(attn, tokens, fused: str, separate: Sequence[str]):
+    if attn.fused_projections:
+        parts = getattr(attn, fused)(tokens).chunk(3, dim=-1)
+    else:
+        parts = [getattr(attn, name)(tokens) for name in separate]
+    return [part.unflatten(-1, (-1, attn.head_dim)) for part in parts]
+
+
+def _output(attn, mixed, encoder_hidden_states):
+    if encoder_hidden_states is None:
+        return mixed
+    num_text = encoder_hidden_states.shape[1]
+    text, image = mixed[:, :num_text], mixed[:, num_text:]
+    image = attn.to_out[1](attn.to_out[0](image.contiguous()))
+    return image, attn.to_add_out(text.contiguous())

@@ -1,0 +1,215 @@
+"""What the user asked for, and what that means: two types, so that nothing downstream asks whether a value was given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from subjectgen.embeds import SubjectEmbeds
+from subjectgen.generate.guide import Guidance
+from subjectgen.generate.stages import Stage, resolve_stages
+from subjectgen.images import check_size, load_image, subject_lists
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+Subjects = SubjectEmbeds | tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Arguments of a call as they were given; None leaves a choice to the checkpoint."""
+
+    prompt: Any
+    subject_images: Any = None
+    height: Any = None
+    width: Any = None
+    num_inference_steps: Any = None
+    guidance_scale: Any = None
+    negative_prompt: Any = None
+    negative: Any = None
+    guidance: Any = None
+    stages: Any = None
+    generator: Any = None
+    latents: Any = None
+    num_images_per_prompt: Any = 1
+    output_type: Any = "pil"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a checkpoint can do, and what it does when nothing is asked."""
+
+    image_size: int  # pixels, both sides
+    pixels_per_latent: int
+    pixels_per_token: int
+    latent_channels: int
+    reference_size: int  # pixels, both sides
+    max_references: int
+    num_inference_steps: int
+    guidance_scale: float
+    stages: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRequest:
+    """A call with every choice made: prompts, their subjects, and how to paint them."""
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    subjects: tuple[Subjects, ...]  # one entry per prompt
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance: Guidance
+    stages: tuple[Stage, ...]
+    num_images_per_prompt: int
+    noise: Float[Tensor, "pictures channels rows columns"]  # pictures of one prompt stand together
+    output_type: OutputType
+
+
+def resolve(request: Request, limits: Limits) -> ResolvedRequest:
+    """The request with every choice made. Raises ValueError or FileNotFoundError for what cannot be."""
+    prompts = _prompts(request.prompt)
+    height = limits.image_size if request.height is None else request.height
+    width = limits.image_size if request.width is None else request.width
+    check_size(height, width, limits.pixels_per_token)
+    images = _count(request.num_images_per_prompt, "num_images_per_prompt")
+    steps = limits.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
+    shape = (limits.latent_channels, height // limits.pixels_per_latent, width // limits.pixels_per_latent)
+    return ResolvedRequest(
+        prompts=prompts,
+        negative_prompts=_negative_prompts(request.negative_prompt, len(prompts)),
+        subjects=_subjects(request.subject_images, len(prompts), limits),
+        height=height,
+        width=width,
+        num_inference_steps=_count(steps, "num_inference_steps"),
+        guidance=_guidance(request, limits),
+        stages=resolve_stages(limits.stages if request.stages is None else request.stages),
+        num_images_per_prompt=images,
+        noise=_noise(request, len(prompts) * images, shape),
+        output_type=_output_type(request.output_type),
+    )
+
+
+def one_of_two(subject_images: Any, image: Any) -> Any:
+    """`image` is another name for `subject_images`; giving both is an error."""
+    if subject_images is not None and image is not None:
+        raise ValueError("both subject_images and image are given: they are two names for the same thing, give one")
+    return image if subject_images is None else subject_images
+
+
+def _prompts(prompt: Any) -> tuple[str, ...]:
+    prompts = (prompt,) if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not all(isinstance(entry, str) for entry in prompts):
+        raise ValueError(f"prompt={prompt!r}: expected a string or a list of strings")
+    if not prompts or not all(entry.strip() for entry in prompts):
+        raise ValueError(f"prompt={prompt!r} is empty: expected a few words, such as 'a red ground, the subject on the left'")
+    return tuple(prompts)
+
+
+def _negative_prompts(negative_prompt: Any, num_prompts: int) -> tuple[str, ...]:
+    if negative_prompt is None:
+        negative_prompt = ""
+    if isinstance(negative_prompt, str):
+        return (negative_prompt,) * num_prompts
+    if not isinstance(negative_prompt, (list, tuple)) or not all(isinstance(entry, str) for entry in negative_prompt):
+        raise ValueError(f"negative_prompt={negative_prompt!r}: expected a string or a list of strings")
+    if len(negative_prompt) != num_prompts:
+        raise ValueError(f"{len(negative_prompt)} negative prompts for {num_prompts} prompts: expected one, or one each")
+    return tuple(negative_prompt)
+
+
+def _subjects(subject_images: Any, num_prompts: int, limits: Limits) -> tuple[Subjects, ...]:
+    if isinstance(subject_images, (list, tuple)):  # embeds are themselves a list of references
+        subject_images = [[entry] if isinstance(entry, SubjectEmbeds) else entry for entry in subject_images]
+    return tuple(_subjects_of_prompt(entries, limits) for entries in subject_lists(subject_images, num_prompts))
+
+
+def _subjects_of_prompt(entries: Sequence[Any], limits: Limits) -> Subjects:
+    if any(isinstance(entry, SubjectEmbeds) for entry in entries):
+        if len(entries) > 1:
+            raise ValueError(
+                f"{len(entries)} subjects of one prompt, SubjectEmbeds among them: embeds hold all references of a "
+                "prompt, in order. Encode the images together with pipe.encode_subjects([...])."
+            )
+        _check_count(entries[0].num_references, limits)
+        return entries[0]
+    return reference_images(entries, limits)
+
+
+def reference_images(entries: Sequence[Any], limits: Limits) -> tuple[Image.Image, ...]:
+    """Whatever stands for images -> references as both branches see them: square, the picture whole on white."""
+    _check_count(len(entries), limits)
+    return tuple(_contained(load_image(entry), limits.reference_size) for entry in entries)
+
+
+def _contained(image: Image.Image, size: int) -> Image.Image:
+    scale = size / max(image.size)
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(image.resize((width, height), Image.Resampling.LANCZOS), ((size - width) // 2, (size - height) // 2))
+    return square
+
+
+def _check_count(num_references: int, limits: Limits) -> None:
+    if num_references > limits.max_references:
+        raise ValueError(
+            f"{num_references} references for one prompt: this model takes at most {limits.max_references}. "
+            "Leave some out; for different prompts give a list per prompt."
+        )
+
+
+def _guidance(request: Request, limits: Limits) -> Guidance:
+    if request.guidance is not None:
+        if request.guidance_scale is not None or request.negative is not None:
+            raise ValueError("guidance is given beside guidance_scale or negative: it already says both, give one")
+        if not isinstance(request.guidance, Guidance):
+            raise ValueError(f"guidance={request.guidance!r}: expected subjectgen.Guidance(...)")
+        return request.guidance
+    scale = limits.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise ValueError(f"guidance_scale={scale!r}: expected a number, 1 for none")
+    return Guidance(scale=float(scale), negative=request.negative or "empty_text")
+
+
+def _count(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: expected a whole number, at least 1")
+    return value
+
+
+def _output_type(output_type: Any) -> OutputType:
+    if output_type not in get_args(OutputType):
+        raise ValueError(f"output_type={output_type!r}: expected one of {', '.join(get_args(OutputType))}")
+    return output_type
+
+
+def _noise(request: Request, num_pictures: int, shape: tuple[int, int, int]) -> Float[Tensor, "pictures c h w"]:
+    """`latents` as given, or one draw per picture, so that picture k is the same at any batch size."""
+    if request.latents is not None:
+        return _given_noise(request.latents, (num_pictures, *shape))
+    draws = [torch.randn(shape, generator=g, device=g.device) for g in _generators(request.generator, num_pictures)]
+    return torch.stack([draw.cpu() for draw in draws])
+
+
+def _given_noise(latents: Any, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(latents, Tensor) or not latents.is_floating_point() or tuple(latents.shape) != shape:
+        given = list(latents.shape) if isinstance(latents, Tensor) else f"of type {type(latents).__name__}"
+        raise ValueError(f"latents {given}: expected a float tensor {list(shape)} (pictures, channels, rows, columns)")
+    return latents
+
+
+def _generators(generator: Any, num_pictures: int) -> list[torch.Generator]:
+    if generator is None:
+        return [torch.Generator().manual_seed(int(seed)) for seed in torch.randint(2**63 - 1, (num_pictures,))]
+    if isinstance(generator, torch.Generator):
+        return [generator] * num_pictures
+    if not isinstance(generator, (list, tuple)) or not all(isinstance(entry, torch.Generator) for entry in generator):
+        raise ValueError(f"generator={generator!r}: expected torch.Generator().manual_seed(seed), or a list of them")
+    if len(generator) != num_pictures:
+        raise ValueError(f"{len(generator)} generators for {num_pictures} pictures: expected one, or one per picture")
+    return list(generator)

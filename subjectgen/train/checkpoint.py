@@ -1,0 +1,50 @@
+"""A run on disk: weights, EMA, optimizer and counters in one safetensors file that is whole or absent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from subjectgen.files import whole_file
+from subjectgen.train.optimizer import Optimizers
+
+NAME = "checkpoint.safetensors"
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel, state: dict[str, Any]
+) -> None:
+    """Write all that a run needs to go on exactly where it stands."""
+    tensors = {
+        **{f"model.{name}": p for name, p in model.named_parameters()},
+        **{f"ema.{i}": p for i, p in enumerate(ema.shadow_params)},
+        **{f"optimizer.{name}": value for name, value in optimizers.tensors().items()},
+    }
+    metadata = {"state": json.dumps(state), "ema_steps": str(ema.optimization_step)}
+    with whole_file(folder / NAME) as path:
+        save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel) -> dict[str, Any]:
+    """Put a run back as it was; returns the saved counters."""
+    with safe_open(str(folder / NAME), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata = file.metadata()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+        for i, shadow in enumerate(ema.shadow_params):
+            shadow.copy_(tensors[f"ema.{i}"])
+    ema.optimization_step = int(metadata["ema_steps"])
+    optimizers.load_tensors(part(tensors, "optimizer."))
+    return json.loads(metadata["state"])
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

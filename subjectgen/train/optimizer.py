@@ -1,0 +1,56 @@
+"""Muon on weight matrices, AdamW on all else."""
+
+import torch
+from torch import Tensor, nn
+
+WEIGHT_DECAY = 0.01
+BETAS = (0.9, 0.98)
+
+
+class Optimizers:
+    """Muon (torch.optim, rms matched to AdamW so that one rate serves both) for hidden matrices, AdamW for the rest."""
+
+    def __init__(self, model: nn.Module):
+        matrices = [p for name, p in model.named_parameters() if p.requires_grad and is_hidden_matrix(name, p)]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            muon = torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
+            self.parts.append(muon)
+        if others:
+            fused = others[0].is_floating_point()
+            self.parts.append(torch.optim.AdamW(others, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=fused))
+
+    def step(self, rate: float) -> None:
+        """Update with this rate and clear the gradients."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state of both as flat tensors, named part.parameter.entry."""
+        return {
+            f"{i}.{index}.{entry}": torch.as_tensor(value)
+            for i, part in enumerate(self.parts)
+            for index, entries in part.state_dict()["state"].items()
+            for entry, value in entries.items()
+        }
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Undo `tensors`."""
+        for i, part in enumerate(self.parts):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                number, index, entry = name.split(".", 2)
+                if int(number) == i:
+                    state.setdefault(int(index), {})[entry] = value
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon suits this parameter: a matrix between hidden layers, neither embedding nor head."""
+    outer = ("embed", "lm_head", "proj_out.weight", "pool.weight", "scale", "token_type")
+    return parameter.ndim == 2 and min(parameter.shape) > 16 and not any(part in name for part in outer)

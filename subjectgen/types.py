@@ -1,0 +1,47 @@
+"""What travels the path from prompt and references to a picture: frozen, keyword-only, a shape on every field.
+
+A batch is a list of these, one per prompt: nothing is padded until a network needs it, so prompts with different
+numbers and sizes of references never influence one another.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenStates:
+    """Raw hidden states of every MLLM layer for the tokens of one prompt and its references.
+
+    Layer 0 is the embedding output, the last layer is taken before the final norm. Template tokens are cut away.
+    """
+
+    states: Float[Tensor, "layers tokens width"]
+    is_image: Bool[Tensor, " tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticTokens:
+    """Fused hidden states of one prompt, ready for the DiT's text stream, and their pooled vector."""
+
+    tokens: Float[Tensor, "tokens width"]
+    pooled: Float[Tensor, " pooled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityTokens:
+    """Packed VAE latents of the references of one prompt, one entry per reference, in the prompt's order."""
+
+    tokens: tuple[Float[Tensor, "tokens channels"], ...]
+    grids: tuple[tuple[int, int], ...]  # rows and columns of tokens of each reference
+    kv: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # condition K/V, kept by the subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """All that may condition one picture. `None` or no references means that kind is absent."""
+
+    semantic: SemanticTokens | None = None
+    identity: IdentityTokens | None = None

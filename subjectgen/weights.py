@@ -1,0 +1,159 @@
+"""Weights on disk: where recipes and checkpoints lie, what the manifest says of each file, and whether that is true."""
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from subjectgen.files import whole_file
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PACKAGE = Path(__file__).resolve().parent
+MANIFEST = "manifest.toml"
+SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # what a checkpoint's folder is loaded from
+SHIPPED_HINT = "Restore it (`git checkout weights`), or reinstall subjectgen."
+
+
+class WeightsError(Exception):
+    """Weights are missing, truncated, altered, or made for another model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """One line of the manifest; `path` is relative to the manifest's folder, with forward slashes."""
+
+    path: str
+    sha256: str
+    bytes: int
+    licence: str
+    origin: str
+
+
+def find_folder(name: str) -> Path:
+    """`weights` or `pipelines`: inside the installed package first, beside it in a checkout second."""
+    places = (PACKAGE / name, PACKAGE.parent / name)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise WeightsError(f"the folder '{name}' is missing: expected {places[0]} or {places[1]}. {SHIPPED_HINT}")
+
+
+def bundled() -> list[str]:
+    """Names of the models that ship with the package, e.g. `["mini"]`."""
+    return sorted(index.parent.name for index in find_folder("weights").glob("*/model_index.json"))
+
+
+def read_manifest(folder: Path) -> tuple[WeightsFile, ...]:
+    """The entries of `folder/manifest.toml`. Raises WeightsError if it is missing or malformed."""
+    path = folder / MANIFEST
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("file", [])
+        return tuple(WeightsFile(**entry) for entry in entries)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} is missing: expected the manifest of the weights. {SHIPPED_HINT}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is malformed ({error}): expected [[file]] tables with {', '.join(WeightsFile.__annotations__)}. "
+            f"{SHIPPED_HINT}"
+        ) from error
+
+
+def write_manifest(folder: Path, provenance: Mapping[str, tuple[str, str]]) -> tuple[WeightsFile, ...]:
+    """Write `folder/manifest.toml` for the models in it: `provenance` holds (licence, origin) for each model's name."""
+    entries = tuple(
+        WeightsFile(
+            path=path.relative_to(folder).as_posix(),
+            sha256=_sha256(path),
+            bytes=path.stat().st_size,
+            licence=licence,
+            origin=origin,
+        )
+        for name, (licence, origin) in provenance.items()
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix in SUFFIXES
+    )
+    with whole_file(folder / MANIFEST) as temporary:
+        temporary.write_text("\n".join(_toml_table(entry) for entry in entries), encoding="utf-8")
+    return entries
+
+
+def verify(folder: Path | str) -> tuple[WeightsFile, ...]:
+    """Check a model's folder against the manifest in it or beside it; => the entries checked.
+
+    A folder no manifest speaks of (a user's own) has nothing to check. Raises WeightsError naming every file that is
+    missing, truncated or altered.
+    """
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise WeightsError(f"the folder of weights '{folder}' does not exist. {SHIPPED_HINT}")
+    home = next((place for place in (folder, folder.parent) if (place / MANIFEST).is_file()), None)
+    if home is None:
+        return ()
+    entries = tuple(entry for entry in read_manifest(home) if (home / entry.path).is_relative_to(folder))
+    faults = [fault for entry in entries if (fault := _fault(home / entry.path, entry))]
+    if faults:
+        raise WeightsError(
+            f"the weights in '{folder}' are not as shipped:\n  " + "\n  ".join(faults) + f"\n{SHIPPED_HINT}"
+        )
+    return entries
+
+
+def state_hash(module: nn.Module) -> str:
+    """sha256 of a module's state: names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"'{name}' of {type(module).__name__} is offloaded and has no values to hash: expected weights in "
+                "memory. Save or hash before enable_sequential_cpu_offload()."
+            )
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def model_hash(components: Mapping[str, object]) -> str:
+    """sha256 over the state hashes of a pipeline's networks (`pipe.components`): names one model for good."""
+    digest = hashlib.sha256()
+    for name, component in sorted(components.items()):
+        if isinstance(component, nn.Module):
+            digest.update(f"{name} {state_hash(component)}\n".encode())
+    return digest.hexdigest()
+
+
+def _fault(path: Path, entry: WeightsFile) -> str | None:
+    if not path.is_file():
+        return f"{entry.path} is missing ({entry.bytes} bytes expected)"
+    if (size := path.stat().st_size) < entry.bytes:
+        return f"{entry.path} is truncated: {size} of {entry.bytes} bytes"
+    if (found := _sha256(path)) != entry.sha256:
+        return f"{entry.path} is altered: sha256 {found[:12]}..., expected {entry.sha256[:12]}..."
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _toml_table(entry: WeightsFile) -> str:
+    lines = [f"{key} = {_toml_value(value)}" for key, value in asdict(entry).items()]
+    return "\n".join(["[[file]]", *lines]) + "\n"
+
+
+def _toml_value(value: str | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
+.NOTPARALLEL:
 .PHONY: demo test lint types bench clean
 
 demo: .venv/.installed

@@ -1,8 +1,9 @@
 """Subjects encoded once, for many prompts: what the MLLM and the VAE made of them, and which model that was."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from torch import nn
 
 from subjectgen.files import whole_file
 from subjectgen.types import IdentityTokens, ReferencePrefix
+from subjectgen.weights import state_hash
 
+REMEDY = "Encode the subjects again with pipe.encode_subjects(images)."
+VERSIONED = {"transformers_version", "processor_class"}  # differ between releases, change nothing
 FORMAT = "subjectgen.SubjectEmbeds/1"
 PREFIX_TENSORS = ("states", "keys", "values")
 
@@ -26,7 +30,11 @@ class SubjectEmbeds:
     prefix: ReferencePrefix
     identity: IdentityTokens
     fingerprints: Mapping[str, str]  # component or setting -> sha256 or value
-    condition_kv: dict[Any, dict] = field(default_factory=dict, repr=False, compare=False)  # by the DiT's weights_stamp
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Tells these subjects from others of the same call."""
+        return ("embeds", id(self))
 
     @property
     def num_references(self) -> int:
@@ -83,28 +91,48 @@ class SubjectEmbeds:
                      for name in differing)  # fmt: skip
             raise ValueError(f"these SubjectEmbeds come from a different model: {', '.join(shown)}. {REMEDY}")
 
-    def identity_for(self, stamp: Any) -> IdentityTokens:
-        """Identity tokens with the condition K/V kept for networks of this stamp; those of any other are dropped."""
-        if stamp not in self.condition_kv:
-            self.condition_kv.clear()
-        return replace(self.identity, kv=self.condition_kv.setdefault(stamp, {}))
+
+class Fingerprints:
+    """Hashes of components, computed when first asked for and again only when a component was replaced or changed."""
+
+    def __init__(self):
+        self._kept: dict[str, tuple[Any, str]] = {}
+
+    def __call__(self, *, mllm: nn.Module, vae: Any, processor: Any) -> dict[str, str]:
+        return {
+            "mllm": self._hash("mllm", mllm, lambda: state_hash(mllm)),
+            "vae": self._hash("vae", vae, lambda: _hash_of(state_hash(vae), _normalisation(vae))),
+            "processor": self._hash("processor", processor, lambda: _hash_of(_processor_settings(processor))),
+        }
+
+    def _hash(self, name: str, component: Any, compute: Callable[[], str]) -> str:
+        stamp = _stamp(component)
+        if self._kept.get(name, (None,))[0] != stamp:
+            self._kept[name] = (stamp, compute())
+        return self._kept[name][1]
 
 
-REMEDY = "Encode the subjects again with pipe.encode_subjects(images)."
+def _stamp(component: Any) -> tuple[Any, ...]:
+    """Changes as soon as a component is replaced, moved or updated, without reading its weights."""
+    if not isinstance(component, nn.Module):
+        return (id(component),)
+    tensors = chain(component.parameters(), component.buffers())
+    return (id(component), *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors))
 
 
-def weights_stamp(*modules: nn.Module) -> tuple:
-    """What changes as soon as weights of these modules are replaced, moved or updated, in microseconds (no hashing)."""
-    return tuple(chain.from_iterable(map(_stamps, modules)))
+def _normalisation(vae: Any) -> list[Any]:
+    names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    return [vae.config.get(name) for name in names]
 
 
-def _stamps(module: nn.Module) -> Iterator[Any]:
-    yield id(module)
-    for tensor in chain(module.parameters(), module.buffers()):
-        yield tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-    for part in module.modules():
-        if hasattr(part, "lora_A"):  # adapters act through numbers, too
-            yield str((part.scaling, part.active_adapters, part.disable_adapters))
+def _processor_settings(processor: Any) -> list[Any]:
+    """What decides which pixels and which ids the MLLM sees."""
+    images = {key: value for key, value in processor.image_processor.to_dict().items() if key not in VERSIONED}
+    return [processor.chat_template, processor.image_seq_length, images, processor.tokenizer.get_vocab()]
+
+
+def _hash_of(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _short(fingerprint: str | None) -> str:

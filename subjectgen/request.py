@@ -1,9 +1,11 @@
 """What the user asked for, and what that means: two types, so that nothing downstream asks whether a value was given."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,10 +15,27 @@ from torch import Tensor
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.generate.guide import Guidance
 from subjectgen.generate.stages import Stage, resolve_stages
+from subjectgen.generate.to_image import OutputType
 from subjectgen.images import check_size, load_image, subject_lists
 
-OutputType = Literal["pil", "np", "pt", "latent"]
-Subjects = SubjectEmbeds | tuple[Image.Image, ...]
+
+@dataclass(frozen=True)
+class References:
+    """Images of the subjects of one prompt, as both branches see them; equal pictures have equal keys."""
+
+    images: tuple[Image.Image, ...]
+
+    @property
+    def num_references(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def key(self) -> tuple[str, ...]:
+        """One hash per picture."""
+        return tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in self.images)
+
+
+Subjects = References | SubjectEmbeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +86,11 @@ class ResolvedRequest:
     guidance: Guidance
     stages: tuple[Stage, ...]
     num_images_per_prompt: int
-    noise: Float[Tensor, "pictures channels rows columns"]  # pictures of one prompt stand together
     output_type: OutputType
+
+    @property
+    def num_pictures(self) -> int:
+        return len(self.prompts) * self.num_images_per_prompt
 
 
 def resolve(request: Request, limits: Limits) -> ResolvedRequest:
@@ -77,9 +99,7 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
     height = limits.image_size if request.height is None else request.height
     width = limits.image_size if request.width is None else request.width
     check_size(height, width, limits.pixels_per_token)
-    images = _count(request.num_images_per_prompt, "num_images_per_prompt")
     steps = limits.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
-    shape = (limits.latent_channels, height // limits.pixels_per_latent, width // limits.pixels_per_latent)
     return ResolvedRequest(
         prompts=prompts,
         negative_prompts=_negative_prompts(request.negative_prompt, len(prompts)),
@@ -89,8 +109,7 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
         num_inference_steps=_count(steps, "num_inference_steps"),
         guidance=_guidance(request, limits),
         stages=resolve_stages(limits.stages if request.stages is None else request.stages),
-        num_images_per_prompt=images,
-        noise=_noise(request, len(prompts) * images, shape),
+        num_images_per_prompt=_count(request.num_images_per_prompt, "num_images_per_prompt"),
         output_type=_output_type(request.output_type),
     )
 
@@ -138,13 +157,13 @@ def _subjects_of_prompt(entries: Sequence[Any], limits: Limits) -> Subjects:
             )
         _check_count(entries[0].num_references, limits)
         return entries[0]
-    return reference_images(entries, limits)
+    return read_images(entries, limits)
 
 
-def reference_images(entries: Sequence[Any], limits: Limits) -> tuple[Image.Image, ...]:
-    """Whatever stands for images -> references as both branches see them: square, the picture whole on white."""
+def read_images(entries: Sequence[Any], limits: Limits) -> References:
+    """Whatever stands for images -> references of the size the model reads, each picture whole on a white square."""
     _check_count(len(entries), limits)
-    return tuple(_contained(load_image(entry), limits.reference_size) for entry in entries)
+    return References(tuple(_contained(load_image(entry), limits.reference_size) for entry in entries))
 
 
 def _contained(image: Image.Image, size: int) -> Image.Image:
@@ -188,11 +207,17 @@ def _output_type(output_type: Any) -> OutputType:
     return output_type
 
 
-def _noise(request: Request, num_pictures: int, shape: tuple[int, int, int]) -> Float[Tensor, "pictures c h w"]:
-    """`latents` as given, or one draw per picture, so that picture k is the same at any batch size."""
+def draw_noise(request: Request, resolved: ResolvedRequest, limits: Limits) -> Float[Tensor, "pictures c h w"]:
+    """`latents` as given, or one draw per picture, so that picture k is the same at any batch size and on any device.
+
+    The pictures of one prompt stand together.
+    """
+    unit = limits.pixels_per_latent
+    shape = (limits.latent_channels, resolved.height // unit, resolved.width // unit)
     if request.latents is not None:
-        return _given_noise(request.latents, (num_pictures, *shape))
-    draws = [torch.randn(shape, generator=g, device=g.device) for g in _generators(request.generator, num_pictures)]
+        return _given_noise(request.latents, (resolved.num_pictures, *shape))
+    generators = _generators(request.generator, resolved.num_pictures)
+    draws = [torch.randn(shape, generator=generator, device=generator.device) for generator in generators]
     return torch.stack([draw.cpu() for draw in draws])
 
 

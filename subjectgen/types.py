@@ -45,3 +45,13 @@ class Condition:
 
     semantic: SemanticTokens | None = None
     identity: IdentityTokens | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferencePrefix:
+    """What a causal MLLM keeps of references that precede every prompt: exact for each of them."""
+
+    states: Float[Tensor, "layers tokens width"]  # raw, of the image tokens only
+    keys: Float[Tensor, "decoder_layers kv_heads prefix_tokens head_dim"]  # of the whole prefix with its template
+    values: Float[Tensor, "decoder_layers kv_heads prefix_tokens head_dim"]
+    num_references: int

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from subjectgen.cli.errors import screen
+from subjectgen.cli.info import installed_version
 from subjectgen.cli.model import check_out, open_model, read_subjects
 
 if TYPE_CHECKING:
@@ -112,8 +113,6 @@ def _generators(seeds: list[int]) -> list[Any]:
 def _recipe(
     pipe: Any, prompt: str, subjects: list[str], steps: int | None, stages: str | None, model: str
 ) -> dict[str, str]:
-    from importlib.metadata import version
-
     from subjectgen.weights import model_hash
 
     used = stages or pipe.config.stages
@@ -124,5 +123,5 @@ def _recipe(
         "steps": str(steps or pipe.config.num_inference_steps),
         "model": model,
         "model_hash": model_hash(pipe.components),
-        "Software": f"subjectgen {version('subjectgen')}",
+        "Software": f"subjectgen {installed_version('subjectgen')}",
     }

@@ -42,10 +42,10 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 
 def _versions() -> list[tuple[str, ...]]:
-    return [("python", platform.python_version()), *((package, _version(package)) for package in PACKAGES)]
+    return [("python", platform.python_version()), *((package, installed_version(package)) for package in PACKAGES)]
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

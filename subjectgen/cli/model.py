@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from subjectgen.cli.errors import screen
 
 if TYPE_CHECKING:
-    from subjectgen import SubjectPipeline
+    from subjectgen.pipeline import SubjectPipeline
 
 EMBEDS_SUFFIX = ".safetensors"
 
@@ -23,9 +23,9 @@ def open_model(name: str) -> "SubjectPipeline":
 
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        pipe = subjectgen.load(name)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe.to(torch.accelerator.current_accelerator() or "cpu")
+        pipe = subjectgen.load(name, device=torch.accelerator.current_accelerator() or "cpu")
+    pipe.set_progress_bar_config(disable=True)  # the command has a bar of its own
+    return pipe
 
 
 def read_subjects(files: Sequence[str]) -> Any:
@@ -42,7 +42,7 @@ def read_subjects(files: Sequence[str]) -> Any:
         )
     if not Path(encoded[0]).is_file():
         raise FileNotFoundError(f"--subject '{encoded[0]}' does not exist: make it with `subjectgen encode`.")
-    from subjectgen import SubjectEmbeds
+    from subjectgen.embeds import SubjectEmbeds
 
     return SubjectEmbeds.load(encoded[0])
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from subjectgen.data.subjects import Subjects
@@ -60,6 +60,8 @@ class Renderer:
         self.full = full.half() if self.device.type == "cuda" else full
         small = F.interpolate(full, size=(TEXTURE, TEXTURE), mode="bilinear", antialias=True)
         self.small = small.half() if self.device.type == "cuda" else small
+        self.words: dict[Look, tuple[str, ...]] = {}  # colour words of looks asked for before
+        self.extents = [alpha_extent(subject[3]) for subject in small.float().cpu()]
 
     def references(self, looks: Sequence[Look], poses: Sequence[ReferencePose]) -> Float[Tensor, "n 3 side side"]:
         """Each subject alone on white paper, pixels -1..1."""
@@ -77,6 +79,20 @@ class Renderer:
     def scenes(self, scenes: Sequence[Scene], looks: Sequence[Sequence[Look]]) -> Float[Tensor, "b 3 side side"]:
         """The rendered truth of each scene with its subjects, pixels -1..1."""
         return self.compose(self.grounds([scene.ground for scene in scenes]), layers_of(scenes, looks), self.small)
+
+    def coloured(self, look: Look) -> Float[Tensor, "4 texture texture"]:
+        """A small cut-out in its colouring, not premultiplied."""
+        rgba = hue_shift(self.small[look.subject][None].float(), torch.tensor([look.hue], device=self.device))[0]
+        return torch.cat([rgba[:3] / rgba[3:].clamp(min=1e-3), rgba[3:]])
+
+    def reference_box(self, look: Look, pose: ReferencePose) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of a subject in its reference, in percent of the side."""
+        corners = self.extents[look.subject] * pose.scale
+        angle = math.radians(-pose.degrees)
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        points = corners @ turn.T + (pose.x, pose.y)
+        edges = np.concatenate([points.min(0), points.max(0)])
+        return tuple(int(round(edge)) for edge in ((edges + 1) * 50).clip(0, 100))  # type: ignore[return-value]
 
     def grounds(self, grounds: Sequence[Ground]) -> Float[Tensor, "b 3 side side"]:
         """Backgrounds, pixels 0..1."""
@@ -169,6 +185,13 @@ def ground_colours(ground: Ground) -> tuple[tuple[float, ...], tuple[float, ...]
     return colour, tuple(channel * (1 - share) + toward * share for channel in colour)
 
 
+def alpha_extent(alpha: Float[Tensor, "texture texture"]) -> np.ndarray:
+    """Outline points (x, y in -1..1) of a cut-out: the ends of every row."""
+    rows, columns = np.nonzero(alpha.numpy() > 0.3)
+    ends = [(c, r) for r in np.unique(rows) for c in (columns[rows == r].min(), columns[rows == r].max() + 1)]
+    return np.array(ends) / alpha.shape[-1] * 2 - 1
+
+
 @lru_cache(maxsize=4)
 def pattern_masks(device: torch.device) -> Float[Tensor, "patterns side side"]:
     """How much of the second colour each pattern shows at each pixel, in PATTERNS' order."""
@@ -188,11 +211,17 @@ def pattern_masks(device: torch.device) -> Float[Tensor, "patterns side side"]:
     return torch.stack([masks[name] for name in PATTERNS]).to(device)
 
 
-def colour_words(rgba: UInt8[Tensor, "4 side side"], share: float = 0.18) -> list[str]:
-    """The one to three colours that cover most of a cut-out, by nearest palette colour, largest first."""
-    opaque = rgba[:3, rgba[3] > 128].T.float()
-    palette = torch.tensor(list(COLOURS.values())).float()
-    nearest: Int[Tensor, " pixels"] = torch.cdist(opaque, palette).argmin(-1)
-    counts = torch.bincount(nearest, minlength=len(palette)) / max(len(opaque), 1)
+def colour_words_of(renderer: Renderer, look: Look) -> tuple[str, ...]:
+    """The one to three colours that cover most of a subject as it looks."""
+    if look not in renderer.words:
+        renderer.words[look] = tuple(colour_words(renderer.coloured(look)))
+    return renderer.words[look]
+
+
+def colour_words(rgba: Float[Tensor, "4 h w"], share: float = 0.18) -> list[str]:
+    """The colours that cover at least this share (the largest always), by nearest palette colour, largest first."""
+    opaque = rgba[:3, rgba[3] > 0.5].T.float() * 255
+    palette = torch.tensor(list(COLOURS.values()), device=rgba.device).float()
+    counts = torch.bincount(torch.cdist(opaque, palette).argmin(-1), minlength=len(palette)) / max(len(opaque), 1)
     order = counts.argsort(descending=True)[:3].tolist()
     return [list(COLOURS)[i] for n, i in enumerate(order) if n == 0 or counts[i] >= share]

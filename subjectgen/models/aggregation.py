@@ -1,7 +1,5 @@
 """From the hidden states of all MLLM layers to the semantic tokens of a DiT: DLA and the baselines of Table 6."""
 
-from typing import Literal, get_args
-
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -10,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Mode = Literal["last", "last_vit", "shared", "dual"]
+MODES = ("last", "last_vit", "shared", "dual")
 
 MLP_RATIO = 4
 
@@ -94,7 +92,7 @@ class DualLayerAggregator(ModelMixin, ConfigMixin):
         mllm_width: int,
         width: int,
         pooled_width: int,
-        mode: Mode = "dual",
+        mode: str = "dual",
         first_layer: int = 0,
         last_layer: int | None = None,
         layer_stride: int = 1,
@@ -103,8 +101,8 @@ class DualLayerAggregator(ModelMixin, ConfigMixin):
         num_refiner_blocks: int = 2,
     ):
         super().__init__()
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode={mode!r}: expected one of {', '.join(get_args(Mode))}")
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}")
         self.mode = mode
         self.mllm_shape = (num_layers, mllm_width)
         self.layers = _selected_layers(num_layers, first_layer, last_layer, layer_stride)

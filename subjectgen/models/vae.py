@@ -1,30 +1,33 @@
 """Between pixels (-1..1) and normalised latents. The one place that knows how a VAE's latents are normalised."""
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
+Vae = AutoencoderKL | AutoencoderDC
 
-def latents_from_pixels(vae: AutoencoderKL, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c rows columns"]:
+
+def latents_from_pixels(vae: Vae, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c rows columns"]:
     """Pixels -> normalised latents, without sampling (the mode of the posterior)."""
     shift, scale = _shift_and_scale(vae)
-    latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()  # type: ignore[union-attr]
+    encoded = vae.encode(pixels.to(vae.dtype))
+    latents = encoded.latent if isinstance(vae, AutoencoderDC) else encoded.latent_dist.mode()  # type: ignore[union-attr]
     return (latents - shift.to(latents)) * scale.to(latents)
 
 
-def pixels_from_latents(vae: AutoencoderKL, latents: Float[Tensor, "b c rows columns"]) -> Float[Tensor, "b 3 h w"]:
+def pixels_from_latents(vae: Vae, latents: Float[Tensor, "b c rows columns"]) -> Float[Tensor, "b 3 h w"]:
     """Normalised latents -> pixels, not clipped; undoes `latents_from_pixels` as well as the VAE can."""
     shift, scale = _shift_and_scale(vae)
     latents = latents.to(vae.dtype)
     return vae.decode(latents / scale.to(latents) + shift.to(latents)).sample  # type: ignore[union-attr]
 
 
-def _shift_and_scale(vae: AutoencoderKL) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
+def _shift_and_scale(vae: Vae) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
     """normalised = (raw - shift) * scale: per channel if the VAE knows its means and deviations, else one for all."""
     config = vae.config
-    if config.latents_mean is not None and config.latents_std is not None:
-        shift, scale = torch.tensor(config.latents_mean), 1 / torch.tensor(config.latents_std)
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shift, scale = torch.tensor(config["latents_mean"]), 1 / torch.tensor(config["latents_std"])
     else:
-        shift, scale = torch.tensor([config.shift_factor or 0.0]), torch.tensor([config.scaling_factor])
+        shift, scale = torch.tensor([config.get("shift_factor") or 0.0]), torch.tensor([config["scaling_factor"]])
     return shift.view(-1, 1, 1), scale.view(-1, 1, 1)

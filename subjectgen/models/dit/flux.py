@@ -1,27 +1,34 @@
-"""FLUX as a denoiser with conditions: packing, positions, and the keys and values of what conditions it.
+"""FLUX as a denoiser under conditions, joint or cached.
 
 The transformer stays diffusers' own; only its attention processors are ours (`processor.py`).
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from diffusers import FluxTransformer2DModel
-from diffusers.models.embeddings import apply_rotary_emb
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subjectgen.models.dit.positions import Grid, grid_ids, position_features, reference_offsets
-from subjectgen.models.dit.processor import AttentionCall, ConditionProcessor, KeyValues
+from subjectgen.models.dit.context import Memo, Share, StageContext, Weights, cached_share, joint_shares
+from subjectgen.models.dit.kept import KeyValues, weighed
+from subjectgen.models.dit.positions import Grid, grid_ids, position_features, reference_ids
+from subjectgen.models.dit.processor import AttentionCall, ConditionProcessor, rotated
+from subjectgen.types import Condition
 
-CONDITION_GUIDANCE = 1.0  # what a guidance-distilled net is told while it reads conditions, so that they stay reusable
+UNGUIDED = 1.0  # what a guidance-distilled net is told while it reads conditions, so that they serve any guidance
 
 
 class FluxDenoiser:
-    """A FluxTransformer2DModel that predicts velocities under semantic and identity conditions."""
+    """A FluxTransformer2DModel that predicts velocities under semantic and identity conditions.
 
-    def __init__(self, transformer: FluxTransformer2DModel, conditions: Literal["joint", "cached"] = "cached"):
+    "joint": conditions stand beside the noise in every forward. "cached": each group (the semantic tokens, every
+    reference) is read once, alone, at sigma 0; noise attends to the keys and values kept from that.
+    """
+
+    def __init__(self, transformer: FluxTransformer2DModel, conditions: str = "cached"):
         if conditions not in ("joint", "cached"):
             raise ValueError(f"conditions={conditions!r}: expected 'joint' or 'cached'")
         self.transformer = transformer
@@ -34,7 +41,7 @@ class FluxDenoiser:
     @property
     def num_channels(self) -> int:
         """Channels of a packed latent token."""
-        return self.transformer.config.out_channels or self.transformer.config.in_channels
+        return self.transformer.config["out_channels"] or self.transformer.config["in_channels"]
 
     @staticmethod
     def pack(latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n packed"]:
@@ -46,94 +53,140 @@ class FluxDenoiser:
         """Tokens of a grid -> latents; undoes `pack`."""
         return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=2, q=2)
 
+    # Padded batches: training calls these directly, and gradients flow through them.
+
     def semantic_kv(
         self,
         tokens: Float[Tensor, "b t width"],
         mask: Bool[Tensor, "b t"] | None,
         null_pooled: Float[Tensor, " pooled"],
     ) -> KeyValues:
-        """Keys and values of semantic tokens that see only themselves, at sigma 0. No row of `mask` may be all False."""
-        call = AttentionCall(writing=True, bias=mask)
-        nothing = tokens.new_zeros(len(tokens), 0, self.transformer.config.in_channels)
-        self._forward(nothing, tokens, null_pooled, tokens.new_zeros(1), grid_ids((0, 0), device=tokens.device), call)
+        """Kept keys and values of semantic tokens (True = real; no row all False)."""
+        call = AttentionCall(writing=True, bias=None if mask is None else weighed(mask))
+        nothing = tokens.new_zeros(len(tokens), 0, self.transformer.config["in_channels"])
+        self._read(nothing, tokens, null_pooled, grid_ids((0, 0), device=tokens.device), call)
         return call.key_values()
 
     def identity_kv(
-        self,
-        tokens: Float[Tensor, "b r n c"],
-        grid: Grid,
-        noise_grid: Grid,
-        null_pooled: Float[Tensor, " pooled"],
+        self, tokens: Float[Tensor, "b r n c"], grid: Grid, noise_grid: Grid, null_pooled: Float[Tensor, " pooled"]
     ) -> KeyValues:
-        """Keys and values of `r` references of one size per sample, each seeing only itself, at sigma 0, in their places.
-
-        Returns r * n tokens per sample, reference by reference.
-        """
-        num_references = tokens.shape[1]
+        """Kept keys and values of r references of one size per sample, in their places: r * n tokens a sample."""
+        count = tokens.shape[1]
         kept = self.reference_kv(rearrange(tokens, "b r n c -> (b r) n c"), grid, null_pooled)
-        offsets = reference_offsets(noise_grid, [grid] * num_references)
-        ids = torch.cat([grid_ids(grid, offset, tokens.device) for offset in offsets])
-        keys = [rearrange(key, "(b r) n h d -> b (r n) h d", r=num_references) for key in kept.keys]
-        values = [rearrange(value, "(b r) n h d -> b (r n) h d", r=num_references) for value in kept.values]
-        return self.placed(KeyValues(keys=tuple(keys), values=tuple(values)), ids)
+        kept = kept.each(lambda tensor: rearrange(tensor, "(b r) n h d -> b (r n) h d", r=count))
+        return self.placed(kept, [grid] * count, noise_grid)
 
     def reference_kv(
         self, tokens: Float[Tensor, "b n c"], grid: Grid, null_pooled: Float[Tensor, " pooled"]
     ) -> KeyValues:
-        """Keys and values of references before they are placed, so that they serve any place in any prompt.
+        """Kept keys and values of references that have no place yet: they serve any place in any prompt.
 
-        Rotary attention within a reference depends on differences of positions only.
+        Within a reference, rotary attention depends on differences of positions only.
         """
         call = AttentionCall(writing=True)
-        tokens = self._with_positions(tokens, grid)
-        nothing = tokens.new_zeros(len(tokens), 0, self.transformer.config.joint_attention_dim)
-        self._forward(tokens, nothing, null_pooled, tokens.new_zeros(1), grid_ids(grid, device=tokens.device), call)
+        nothing = tokens.new_zeros(len(tokens), 0, self.transformer.config["joint_attention_dim"])
+        tokens = self.with_positions(tokens, grid)
+        self._read(tokens, nothing, null_pooled, grid_ids(grid, device=tokens.device), call)
         return call.key_values()
 
-    def placed(self, kept: KeyValues, ids: Float[Tensor, "tokens 3"]) -> KeyValues:
-        """Kept keys turned to their rotary positions."""
-        rotation = self.transformer.pos_embed(ids)
-        keys = tuple(apply_rotary_emb(key, rotation, sequence_dim=1) for key in kept.keys)
-        return KeyValues(keys=keys, values=kept.values)  # type: ignore[arg-type]
+    def placed(self, kept: KeyValues, grids: Sequence[Grid], noise_grid: Grid) -> KeyValues:
+        """Keys of references one after the other, turned to their rotary positions behind the noise."""
+        rotation = self.transformer.pos_embed(reference_ids(grids, noise_grid, kept.keys[0].device))
+        return replace(kept, keys=tuple(rotated(key, rotation) for key in kept.keys))
 
     def denoise_with_kv(
         self,
         tokens: Float[Tensor, "b n c"],
-        sigma: Float[Tensor, " times"],
+        sigma: Float[Tensor, " _"],
         pooled: Float[Tensor, "b pooled"],
         grid: Grid,
         kept: KeyValues | None = None,
-        bias: Float[Tensor, "b kept"] | Bool[Tensor, "b kept"] | None = None,
+        mask: Bool[Tensor, "b kept"] | Float[Tensor, "b kept"] | None = None,
         guidance: float | None = None,
     ) -> Float[Tensor, "b n c"]:
-        """Velocity of noise tokens that see themselves and the kept keys (bool: True = seen; float: added to logits)."""
-        if bias is not None:
-            seen = torch.ones if bias.dtype == torch.bool else torch.zeros
-            bias = torch.cat([seen(tokens.shape[:2], dtype=bias.dtype, device=bias.device), bias], dim=1)
-        call = AttentionCall(kept=kept, bias=bias)
+        """Velocity of noise tokens that see one another and the kept keys (True = seen, or a bias of the logits)."""
+        if mask is not None:
+            bias = weighed(mask) if mask.dtype == torch.bool else mask
+            mask = torch.cat([bias.new_zeros(tokens.shape[:2]), bias], dim=1)
+        call = AttentionCall(kept=kept, bias=mask)
         ids = grid_ids(grid, device=tokens.device)
-        nothing = tokens.new_zeros(len(tokens), 0, self.transformer.config.joint_attention_dim)
-        return self._forward(self._with_positions(tokens, grid), nothing, pooled, sigma, ids, call, guidance)
+        nothing = tokens.new_zeros(len(tokens), 0, self.transformer.config["joint_attention_dim"])
+        return self._forward(self.with_positions(tokens, grid), nothing, pooled, sigma, ids, call, guidance)
 
-    def _with_positions(self, tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n wider"]:
-        surplus = self.transformer.config.in_channels - tokens.shape[-1]
+    # Lists of conditions: sampling calls these.
+
+    def prepare(
+        self,
+        conditions: Sequence[Condition],
+        grid: Grid,
+        semantic: float,
+        identity: float,
+        null_pooled: Float[Tensor, " pooled"],
+        *,
+        name: str = "cond",
+        memo: Memo | None = None,
+    ) -> StageContext:
+        """The conditions of a batch at these weights (0 = not there, 1 = as they are), for all steps of a stage.
+
+        `name` keys the step caches of diffusers. `memo` belongs to one call on one list of prompts and saves reading
+        the same semantic tokens twice; references are remembered by their `IdentityTokens`.
+        """
+        weights = Weights(semantic=semantic, identity=identity)
+        present = [weights.present(condition) for condition in conditions]
+        null_pooled = null_pooled.to(self.transformer.dtype)
+        if self.conditions == "joint":
+            shares = tuple(joint_shares(self, present, grid, weights, null_pooled))
+        else:
+            shares = (cached_share(self, present, grid, weights, null_pooled, {} if memo is None else memo),)
+        return StageContext(grid=grid, shares=shares, name=name)
+
+    def velocity(
+        self,
+        tokens: Float[Tensor, "b n c"],
+        sigma: float | Float[Tensor, ""] | Float[Tensor, " b"],
+        context: StageContext,
+        guidance: float | None = None,
+    ) -> Float[Tensor, "b n c"]:
+        """noise - image as predicted at `sigma`; `guidance` is what a guidance-distilled net is told."""
+        times = torch.as_tensor(sigma, dtype=torch.float32, device=tokens.device).expand(len(tokens))
+        velocity = torch.empty_like(tokens)
+        for index, share in enumerate(context.shares):
+            rows = list(share.rows)
+            with self.transformer.cache_context(f"{context.name}/{index}/{share.text.shape[1]}/{share.image.shape[1]}"):
+                velocity[rows] = self._share_velocity(tokens[rows], times[rows], share, context.grid, guidance)
+        return velocity
+
+    def _share_velocity(self, tokens, times, share: Share, grid: Grid, guidance: float | None):
+        noise = self.with_positions(tokens.to(self.transformer.dtype), grid)
+        image = torch.cat([noise, share.image], dim=1)
+        ids = torch.cat([grid_ids(grid, device=tokens.device), share.image_ids])
+        call = AttentionCall(kept=share.kept, bias=share.bias)
+        velocity = self._forward(image, share.text, share.pooled, times, ids, call, guidance)
+        return velocity[:, : tokens.shape[1]].to(tokens.dtype)
+
+    def with_positions(self, tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n wider"]:
+        """Tokens with the position features that a net with surplus input channels expects."""
+        surplus = self.transformer.config["in_channels"] - tokens.shape[-1]
         if not surplus:
             return tokens
         features = position_features(*grid, surplus).to(tokens)
         return torch.cat([tokens, features.expand(len(tokens), -1, -1)], dim=-1)
 
+    def _read(self, image, text, null_pooled, image_ids, call: AttentionCall) -> None:
+        """Run a group of condition tokens alone, at sigma 0, for what `call` writes down."""
+        self._forward(image, text, null_pooled.expand(len(image), -1), image.new_zeros(len(image)), image_ids, call)
+
     def _forward(self, image, text, pooled, sigma, image_ids, call: AttentionCall, guidance: float | None = None):
-        """One pass of the stock transformer, its image stream's output."""
-        batch = len(image)
-        told = CONDITION_GUIDANCE if guidance is None else guidance
+        """One pass of the stock transformer: the output at its image tokens."""
+        told = image.new_full((len(image),), UNGUIDED if guidance is None else guidance)
         (velocity,) = self.transformer(
             hidden_states=image,
             encoder_hidden_states=text,
-            pooled_projections=pooled.expand(batch, -1),
-            timestep=sigma.expand(batch),
+            pooled_projections=pooled,
+            timestep=sigma.expand(len(image)),
             img_ids=image_ids,
             txt_ids=image_ids.new_zeros(text.shape[1], 3),
-            guidance=image.new_full((batch,), told) if self.transformer.config.guidance_embeds else None,
+            guidance=told if self.transformer.config["guidance_embeds"] else None,
             joint_attention_kwargs={"conditions": call},
             return_dict=False,
         )

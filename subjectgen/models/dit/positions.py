@@ -26,6 +26,14 @@ def reference_offsets(noise: Grid, references: Sequence[Grid]) -> list[Grid]:
     return offsets
 
 
+def reference_ids(
+    references: Sequence[Grid], noise: Grid, device: torch.device | None = None
+) -> Float[Tensor, "tokens 3"]:
+    """Rotary ids of all references, one after the other."""
+    places = zip(references, reference_offsets(noise, references), strict=True)
+    return torch.cat([grid_ids((0, 0), device=device), *(grid_ids(grid, offset, device) for grid, offset in places)])
+
+
 def position_features(rows: int, columns: int, num_features: int) -> Float[Tensor, "tokens features"]:
     """Sines and cosines of each token's place in its own grid, four features (y and x) per octave.
 

@@ -1,4 +1,4 @@
-"""The attention processor that lets a stock FluxTransformer2DModel keep and reuse the keys and values of its conditions."""
+"""The attention processor that lets a stock FluxTransformer2DModel keep and reuse keys and values of its conditions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,22 +9,10 @@ from diffusers.models.embeddings import apply_rotary_emb
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from subjectgen.models.dit.kept import KeyValues
+
 Heads = Float[Tensor, "batch tokens heads dim"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeyValues:
-    """Keys and values of some tokens, one tensor [batch, tokens, heads, dim] per attention block."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-
-def joined(groups: Sequence[KeyValues]) -> KeyValues:
-    """Groups of tokens one after the other, block by block."""
-    keys = tuple(torch.cat(block, dim=1) for block in zip(*(group.keys for group in groups), strict=True))
-    values = tuple(torch.cat(block, dim=1) for block in zip(*(group.values for group in groups), strict=True))
-    return KeyValues(keys=keys, values=values)
+Rotation = tuple[Float[Tensor, "tokens dim"], Float[Tensor, "tokens dim"]]  # cosines, sines
 
 
 @dataclass(kw_only=True)
@@ -33,7 +21,7 @@ class AttentionCall:
 
     writing: bool = False
     kept: KeyValues | None = None
-    bias: Tensor | None = None  # [batch, keys]: bool (True = attend) or added to the logits; None = attend to all
+    bias: Float[Tensor, "batch keys"] | None = None  # added to the attention logits; None = nothing
     written: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def key_values(self) -> KeyValues:
@@ -52,7 +40,7 @@ class ConditionProcessor:
     _parallel_config = None
 
     def __init__(self, index: int):
-        self.index = index
+        self.index = index  # of the attention block it serves
 
     def __call__(
         self,
@@ -60,16 +48,15 @@ class ConditionProcessor:
         hidden_states: Float[Tensor, "batch image width"],
         encoder_hidden_states: Float[Tensor, "batch text width"] | None = None,
         attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        image_rotary_emb: Rotation | None = None,
         conditions: AttentionCall | None = None,
-    ):
-        call = conditions or AttentionCall(bias=attention_mask)
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        call = conditions or AttentionCall()
         query, key, value = _projected(attn, hidden_states, encoder_hidden_states)
         if call.writing:
             call.written[self.index] = (key, value)
         if image_rotary_emb is not None:
-            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+            query, key = rotated(query, image_rotary_emb), rotated(key, image_rotary_emb)
         if call.kept is not None:
             key = torch.cat([key, call.kept.keys[self.index]], dim=1)
             value = torch.cat([value, call.kept.values[self.index]], dim=1)
@@ -77,11 +64,16 @@ class ConditionProcessor:
             query,
             key,
             value,
-            attn_mask=call.bias,
+            attn_mask=attention_mask if call.bias is None else call.bias[:, None, None].to(query.dtype),
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
         return _output(attn, mixed.flatten(2, 3).to(query.dtype), encoder_hidden_states)
+
+
+def rotated(heads: Heads, rotation: Rotation) -> Heads:
+    """Queries or keys turned to their positions."""
+    return apply_rotary_emb(heads, rotation, sequence_dim=1)  # type: ignore[arg-type, return-value]
 
 
 def _projected(attn, hidden_states, encoder_hidden_states) -> tuple[Heads, Heads, Heads]:
@@ -92,12 +84,12 @@ def _projected(attn, hidden_states, encoder_hidden_states) -> tuple[Heads, Heads
         return query, key, value
     names = ("add_q_proj", "add_k_proj", "add_v_proj")
     text_query, text_key, text_value = _split_heads(attn, encoder_hidden_states, "to_added_qkv", names)
-    text_query, text_key = attn.norm_added_q(text_query), attn.norm_added_k(text_key)
-    pairs = ((text_query, query), (text_key, key), (text_value, value))
-    return tuple(torch.cat(pair, dim=1) for pair in pairs)  # type: ignore[return-value]
+    query = torch.cat([attn.norm_added_q(text_query), query], dim=1)
+    key = torch.cat([attn.norm_added_k(text_key), key], dim=1)
+    return query, key, torch.cat([text_value, value], dim=1)
 
 
-def _split_heads(attn, tokens, fused: str, separate: Sequence[str]):
+def _split_heads(attn, tokens, fused: str, separate: Sequence[str]) -> list[Heads]:
     if attn.fused_projections:
         parts = getattr(attn, fused)(tokens).chunk(3, dim=-1)
     else:
@@ -105,7 +97,7 @@ def _split_heads(attn, tokens, fused: str, separate: Sequence[str]):
     return [part.unflatten(-1, (-1, attn.head_dim)) for part in parts]
 
 
-def _output(attn, mixed, encoder_hidden_states):
+def _output(attn, mixed, encoder_hidden_states) -> Tensor | tuple[Tensor, Tensor]:
     if encoder_hidden_states is None:
         return mixed
     num_text = encoder_hidden_states.shape[1]

@@ -1,6 +1,7 @@
 """The processor of an InternVL-like MLLM where torchvision (which InternVLProcessor's video part needs) is absent."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, no_type_check
 
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -26,6 +27,7 @@ class SubjectProcessor(ProcessorMixin):
     one tile of `image_seq_length` tokens, (image_size / patch_size * downsample_ratio)^2 of the MLLM.
     """
 
+    @no_type_check  # transformers reads the names of saved arguments from this function's code object: no wrapper
     def __init__(
         self,
         image_processor: BaseImageProcessor | None = None,
@@ -40,7 +42,7 @@ class SubjectProcessor(ProcessorMixin):
         self.image_token = self.tokenizer.context_image_token
         self.image_token_id = self.tokenizer.context_image_token_id
 
-    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+    def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The text that stands for one image: called by ProcessorMixin for every placeholder."""
         return self.start_image_token + self.image_token * self.image_seq_length + self.end_image_token
 

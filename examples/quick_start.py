@@ -1,0 +1,20 @@
+"""Your subject in a scene you describe: `python examples/quick_start.py`."""
+
+from pathlib import Path
+
+import torch
+
+import subjectgen
+
+references = sorted((Path(__file__).parent / "references").glob("*.png"))
+out = Path("out")
+out.mkdir(exist_ok=True)
+
+pipe = subjectgen.load("mini")
+image = pipe(
+    "a blue ground, the subject on the left, upside down",
+    references[0],
+    generator=torch.Generator().manual_seed(0),
+).images[0]
+image.save(out / "quick_start.png")
+print(out / "quick_start.png")

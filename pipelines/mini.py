@@ -1,0 +1,38 @@
+"""mini: the whole method at small scale, trained from nothing on the emoji world. 128 px, a subject in any scene of it.
+
+| component | class | why |
+|---|---|---|
+| mllm | InternVL, causal, pixel shuffle | reads the prompt and 16 tokens of each reference together |
+| aggregator | DualLayerAggregator | fuses all layers of it, text and image tokens apart |
+| transformer | FluxTransformer2DModel | 64 noise tokens; conditions cached |
+| vae | AutoencoderKL | 8x, 16 channels |
+| scheduler | FlowMatchEulerDiscreteScheduler | the shift it was trained with |
+
+What it was trained and measured for (stages, steps, sizes) is in its `model_index.json`.
+"""
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from transformers import InternVLForConditionalGeneration
+
+from subjectgen import DualLayerAggregator, SubjectPipeline, SubjectProcessor
+from subjectgen.weights import find_folder, verify
+
+WEIGHTS = "mini"
+LICENSE = "apache-2.0"
+
+
+def load(dtype: torch.dtype = torch.float32) -> SubjectPipeline:
+    """The trained pipeline on the CPU, its files checked against the manifest. Raises WeightsError."""
+    folder = find_folder("weights") / WEIGHTS
+    verify(folder)
+    settings = SubjectPipeline.load_config(folder)
+    return SubjectPipeline(
+        mllm=InternVLForConditionalGeneration.from_pretrained(folder / "mllm", dtype=dtype),
+        processor=SubjectProcessor.from_pretrained(folder / "processor"),
+        aggregator=DualLayerAggregator.from_pretrained(folder / "aggregator", torch_dtype=dtype),
+        transformer=FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        **{name: settings[name] for name in SubjectPipeline.SETTINGS if name in settings},
+    )

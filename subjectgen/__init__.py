@@ -1,0 +1,34 @@
+"""subjectgen: a picture of your subject, in the scene you describe."""
+
+from diffusers import ModelMixin
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from transformers import ProcessorMixin
+
+from subjectgen.embeds import SubjectEmbeds
+from subjectgen.estimate import Estimate
+from subjectgen.generate.guide import Guidance
+from subjectgen.generate.stages import Stage
+from subjectgen.load import load
+from subjectgen.models.aggregation import DualLayerAggregator
+from subjectgen.models.mllm.processor import SubjectProcessor
+from subjectgen.pipeline import SubjectPipeline, SubjectPipelineOutput
+from subjectgen.weights import WeightsError
+
+# A saved pipeline names the classes of its components as ["subjectgen", class], and diffusers looks them and their base
+# classes up here. Known to a folder and to a repository on the Hub alike, whatever file a class moves to.
+LOADABLE_CLASSES.setdefault("subjectgen", {})
+
+__all__ = [
+    "DualLayerAggregator",
+    "Estimate",
+    "Guidance",
+    "ModelMixin",
+    "ProcessorMixin",
+    "Stage",
+    "SubjectEmbeds",
+    "SubjectPipeline",
+    "SubjectPipelineOutput",
+    "SubjectProcessor",
+    "WeightsError",
+    "load",
+]

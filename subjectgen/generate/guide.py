@@ -1,0 +1,159 @@
+"""Guidance as a weighted sum of passes, of which no two are equal."""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from subjectgen.generate.stages import Stage
+from subjectgen.types import Condition
+
+Negative = Literal["empty_text", "no_identity", "no_condition"]
+Velocity = Callable[[Float[Tensor, "b n c"], Float[Tensor, ""]], Float[Tensor, "b n c"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How far to go beyond the prompt's own velocity, and away from what.
+
+    Two terms: v_negative + scale (v - v_negative); 1 is no guidance. The negative reads the negative prompt (by default
+    the empty one) instead of the prompt, and drops
+    - "empty_text": nothing more, references stay in both branches;
+    - "no_identity": also the identity tokens;
+    - "no_condition": every condition.
+    Three terms, if `identity` and `text` are given: v_none + identity (v_id - v_none) + text (v - v_id), where v_id
+    has the references and the negative prompt, v_none no condition.
+    `embedded` is what a guidance-distilled net is told. Raises ValueError for values that say nothing clear.
+    """
+
+    scale: float = 1.0
+    negative: Negative = "empty_text"
+    identity: float | None = None
+    text: float | None = None
+    embedded: float | None = None
+
+    def __post_init__(self):
+        if self.negative not in get_args(Negative):
+            raise ValueError(f"negative={self.negative!r}: expected one of {', '.join(get_args(Negative))}")
+        if (self.identity is None) != (self.text is None):
+            raise ValueError(f"identity={self.identity}, text={self.text}: three-term guidance needs both")
+        if self.identity is not None and (self.scale != 1 or self.negative != "empty_text"):
+            raise ValueError("scale or negative given beside identity and text: they belong to two-term guidance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One forward of the whole batch and its share in the sum. Passes with equal fields but `share` are equal."""
+
+    name: str  # keys the step caches of diffusers
+    text: Literal["prompt", "negative"] | None
+    semantic: float
+    identity: float
+    share: float = 1.0
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.text, self.semantic, self.identity
+
+
+def plan(
+    stage: Stage, guidance: Guidance, *, has_references: bool = True, negative_differs: bool = True
+) -> tuple[Pass, ...]:
+    """The passes of a step of this stage: every pass once, none that does not count. Their shares add up to 1.
+
+    `has_references` tells whether any prompt has identity tokens, `negative_differs` whether the negative prompts
+    are others than the prompts.
+    """
+    identity = stage.identity if has_references else 0.0
+    prompt = _pass("cond", "prompt", stage.semantic, identity)
+    other = _pass("uncond", "negative" if negative_differs else "prompt", stage.semantic, identity)
+    nothing = _pass("none", None, 0.0, 0.0)
+    if guidance.identity is not None and guidance.text is not None and stage.guidance is None:
+        shares = [
+            (prompt, guidance.text),
+            (other, guidance.identity - guidance.text),
+            (nothing, 1 - guidance.identity),
+        ]
+    else:
+        scale = guidance.scale if stage.guidance is None else stage.guidance
+        away = {
+            "empty_text": other,
+            "no_identity": _pass("uncond", other.text, stage.semantic, 0.0),
+            "no_condition": nothing,
+        }[guidance.negative]
+        shares = [(prompt, scale), (away, 1 - scale)]
+    return _merged(shares)
+
+
+def _pass(name: str, text: Literal["prompt", "negative"] | None, semantic: float, identity: float) -> Pass:
+    return Pass(name=name, text=text if semantic else None, semantic=semantic, identity=identity)
+
+
+def _merged(shares: Sequence[tuple[Pass, float]]) -> tuple[Pass, ...]:
+    """Shares of equal passes added up; passes without a share left out."""
+    totals: dict[tuple[Any, ...], float] = {}
+    first: dict[tuple[Any, ...], Pass] = {}
+    for each, share in shares:
+        totals[each.key] = totals.get(each.key, 0.0) + share
+        first.setdefault(each.key, each)
+    return tuple(
+        Pass(name=each.name, text=each.text, semantic=each.semantic, identity=each.identity, share=totals[key])
+        for key, each in first.items()
+        if abs(totals[key]) > 1e-9
+    )
+
+
+def needs_negative(stages: Sequence[Stage], guidance: Guidance) -> bool:
+    """Whether any pass of any stage reads the negative prompts."""
+    return any(each.text == "negative" for stage in stages for each in plan(stage, guidance))
+
+
+def guided(
+    denoiser,
+    conditions: Sequence[Condition],
+    negatives: Sequence[Condition],
+    guidance: Guidance,
+    grid: tuple[int, int],
+    null_pooled: Float[Tensor, " pooled"],
+) -> Callable[[Stage], Velocity]:
+    """For each stage, the guided velocity of a denoiser under the conditions of a batch.
+
+    `negatives` are the same conditions with the negative prompt's semantic tokens; the very same tokens where the
+    negative prompt is the prompt. They may be empty when `needs_negative` is false.
+    """
+    memo = {}  # semantic tokens are read once for all stages
+
+    def velocity_for(stage: Stage) -> Velocity:
+        passes = plan(
+            stage,
+            guidance,
+            has_references=any(each.identity is not None and each.identity.tokens for each in conditions),
+            negative_differs=any(a.semantic is not b.semantic for a, b in zip(conditions, negatives, strict=False)),
+        )
+        contexts = [
+            denoiser.prepare(
+                negatives if each.text == "negative" else conditions,
+                grid,
+                each.semantic,
+                each.identity,
+                null_pooled,
+                name=each.name,
+                memo=memo,
+            )
+            for each in passes
+        ]
+
+        def velocity(tokens: Float[Tensor, "b n c"], sigma: Float[Tensor, ""]) -> Float[Tensor, "b n c"]:
+            parts = [
+                each.share * denoiser.velocity(tokens, sigma, context, guidance.embedded)
+                for each, context in zip(passes, contexts, strict=True)
+            ]
+            return reduce(operator.add, parts)
+
+        return velocity
+
+    return velocity_for

@@ -1,0 +1,64 @@
+"""The way from noise to latents: a schedule, and a loop over steps that knows stages but no backbone."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from jaxtyping import Float
+from torch import Tensor
+
+from subjectgen.generate.guide import Velocity
+from subjectgen.generate.stages import Stage, stage_at
+
+AfterStep = Callable[[int, Tensor, Float[Tensor, "b n c"]], Float[Tensor, "b n c"]]
+
+
+def schedule(
+    scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, num_tokens: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, " steps"]:
+    """Set the scheduler's steps, shifted for `num_tokens` noise tokens where it does so, and return their sigmas."""
+    sigmas = np.linspace(1.0, 1 / num_steps, num_steps).tolist()
+    scheduler.set_timesteps(sigmas=sigmas, mu=_shift(scheduler, num_tokens), device=device)
+    scheduler.set_begin_index(0)
+    return _sigmas(scheduler)
+
+
+def _sigmas(scheduler: FlowMatchEulerDiscreteScheduler) -> Float[Tensor, " steps"]:
+    """Sigma at the start of each step."""
+    return scheduler.timesteps / scheduler.config["num_train_timesteps"]
+
+
+def _shift(scheduler: FlowMatchEulerDiscreteScheduler, num_tokens: int) -> float:
+    """mu of the dynamic shift (unused by a static one): linear in the number of noise tokens, as FLUX defines it."""
+    config = scheduler.config
+    low, high = config["base_image_seq_len"], config["max_image_seq_len"]
+    share = (num_tokens - low) / (high - low)
+    return config["base_shift"] + share * (config["max_shift"] - config["base_shift"])
+
+
+def sample(
+    noise: Float[Tensor, "b n c"],
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    stages: Sequence[Stage],
+    velocity_for: Callable[[Stage], Velocity],
+    *,
+    after_step: AfterStep | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Float[Tensor, "b n c"]:
+    """Tokens at the end of the scheduled steps (see `schedule`), in float32.
+
+    `velocity_for` is asked once per stage that has steps. `after_step(step, timestep, tokens)` returns the tokens to
+    go on with. When `interrupted` turns true, the tokens are returned as they are.
+    """
+    tokens, acting, velocity = noise.float(), None, None
+    for step, (timestep, sigma) in enumerate(zip(scheduler.timesteps, _sigmas(scheduler), strict=True)):
+        if interrupted():
+            break
+        stage = stage_at(stages, float(sigma))
+        if stage is not acting or velocity is None:
+            acting, velocity = stage, velocity_for(stage)
+        tokens = scheduler.step(velocity(tokens, sigma), timestep, tokens, return_dict=False)[0]  # type: ignore[arg-type]
+        if after_step is not None:
+            tokens = after_step(step, timestep, tokens)
+    return tokens

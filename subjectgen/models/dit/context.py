@@ -1,0 +1,183 @@
+"""What stands beside the noise in each forward of a stage, from a list of conditions: passed along, or kept once."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from subjectgen.models.dit.kept import KeyValues, joined, key_bias, real_tokens, stacked
+from subjectgen.models.dit.positions import Grid, reference_ids
+from subjectgen.types import Condition, IdentityTokens, SemanticTokens
+
+readings = itertools.count()  # step caches must never take one reading of a condition for another
+
+Memo = dict[int, tuple[SemanticTokens, KeyValues]]  # by id; holds the tokens, so that an id stays theirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The samples of a batch that one forward serves, and what stands beside their noise tokens."""
+
+    rows: tuple[int, ...]
+    text: Float[Tensor, "b text width"]
+    image: Float[Tensor, "b references channels"]
+    image_ids: Float[Tensor, "references 3"]
+    pooled: Float[Tensor, "b pooled"]
+    kept: KeyValues | None = None
+    bias: Float[Tensor, "b keys"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """Everything about the conditions of one batch that does not change from step to step."""
+
+    grid: Grid
+    shares: tuple[Share, ...]
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """How much each kind of condition counts: 0 = not there, 1 = as it is."""
+
+    semantic: float
+    identity: float
+
+    def __post_init__(self):
+        for kind, weight in (("semantic", self.semantic), ("identity", self.identity)):
+            if not 0 <= weight <= 1:
+                raise ValueError(f"{kind} weight {weight}: expected 0 (not there) to 1 (as it is)")
+
+    def present(self, condition: Condition) -> Condition:
+        """The condition without what has no weight or no tokens."""
+        has_references = self.identity and condition.identity is not None and condition.identity.tokens
+        return Condition(
+            semantic=condition.semantic if self.semantic else None,
+            identity=condition.identity if has_references else None,
+        )
+
+
+# The functions below take a FluxDenoiser and conditions reduced to what is present at the weights.
+
+
+def joint_shares(
+    denoiser, conditions: Sequence[Condition], grid: Grid, weights: Weights, null_pooled: Float[Tensor, " pooled"]
+) -> Iterator[Share]:
+    """One share per layout of references, because one forward has one set of positions."""
+    layouts: dict[tuple[Grid, ...], list[int]] = {}
+    for row, condition in enumerate(conditions):
+        layouts.setdefault(condition.identity.grids if condition.identity else (), []).append(row)
+    for grids, rows in layouts.items():
+        members = [conditions[row] for row in rows]
+        text, real = _text(denoiser, [member.semantic for member in members], null_pooled)
+        image = _references(denoiser, [member.identity for member in members], null_pooled)
+        seen = real.new_ones(len(rows), 1)
+        noise = (seen.expand(-1, grid[0] * grid[1]), 1.0)
+        yield Share(
+            rows=tuple(rows),
+            text=text,
+            image=image,
+            image_ids=reference_ids(grids, grid, text.device),
+            pooled=_pooled(members, null_pooled),
+            bias=key_bias([(real, weights.semantic), noise, (seen.expand(-1, image.shape[1]), weights.identity)]),
+        )
+
+
+def cached_share(
+    denoiser,
+    conditions: Sequence[Condition],
+    grid: Grid,
+    weights: Weights,
+    null_pooled: Float[Tensor, " pooled"],
+    memo: Memo,
+) -> Share:
+    """One share for the whole batch: the keys and values of its conditions, padded."""
+    semantics = _semantic_memory(denoiser, [condition.semantic for condition in conditions], null_pooled, memo)
+    identities = _identity_memory(denoiser, [condition.identity for condition in conditions], grid, null_pooled)
+    kinds = ((semantics, weights.semantic), (identities, weights.identity))
+    groups = [(stacked(samples), weight) for samples, weight in kinds if any(samples)]
+    noise = torch.ones(len(conditions), grid[0] * grid[1], dtype=torch.bool, device=null_pooled.device)
+    config = denoiser.transformer.config
+    return Share(
+        rows=tuple(range(len(conditions))),
+        text=null_pooled.new_zeros(len(conditions), 0, config["joint_attention_dim"]),
+        image=null_pooled.new_zeros(len(conditions), 0, config["in_channels"]),
+        image_ids=reference_ids((), grid, null_pooled.device),
+        pooled=_pooled(conditions, null_pooled),
+        kept=joined([kept for (kept, _), _ in groups]) if groups else None,
+        bias=key_bias([(noise, 1.0), *((real, weight) for (_, real), weight in groups)]),
+    )
+
+
+def _text(
+    denoiser, semantics: Sequence[SemanticTokens | None], like: Tensor
+) -> tuple[Float[Tensor, "b t width"], Bool[Tensor, "b t"]]:
+    """Semantic tokens padded into one batch, and which are real."""
+    empty = like.new_zeros(0, denoiser.transformer.config["joint_attention_dim"])
+    tokens = [empty if semantic is None else semantic.tokens.to(like) for semantic in semantics]
+    return pad_sequence(tokens, batch_first=True), real_tokens([len(sample) for sample in tokens], like.device)
+
+
+def _references(denoiser, identities: Sequence[IdentityTokens | None], like: Tensor) -> Float[Tensor, "b n c"]:
+    """Identity tokens as the net takes them, of samples whose references have the same grids."""
+    present = [identity for identity in identities if identity is not None]
+    if not present:
+        return like.new_zeros(len(identities), 0, denoiser.transformer.config["in_channels"])
+    slots = zip(*(identity.tokens for identity in present), strict=True)
+    batches = [torch.stack(slot).to(like) for slot in slots]
+    return torch.cat([denoiser.with_positions(*pair) for pair in zip(batches, present[0].grids, strict=True)], dim=1)
+
+
+def _pooled(conditions: Sequence[Condition], null_pooled: Float[Tensor, " pooled"]) -> Float[Tensor, "b pooled"]:
+    pooled = [null_pooled if each.semantic is None else each.semantic.pooled.to(null_pooled) for each in conditions]
+    return torch.stack(pooled)
+
+
+def _semantic_memory(
+    denoiser, semantics: Sequence[SemanticTokens | None], null_pooled: Tensor, memo: Memo
+) -> list[KeyValues | None]:
+    """What is kept of each sample's semantic tokens; those not in `memo` are read in one batch."""
+    unread = list({id(each): each for each in semantics if each is not None and id(each) not in memo}.values())
+    if unread:
+        text, real = _text(denoiser, unread, null_pooled)
+        with denoiser.transformer.cache_context(f"reading {next(readings)}"):
+            batch = denoiser.semantic_kv(text, None if real.all() else real, null_pooled)
+        memo.update({id(each): (each, batch.sample(row, len(each.tokens))) for row, each in enumerate(unread)})
+    return [None if each is None else memo[id(each)][1] for each in semantics]
+
+
+def _identity_memory(
+    denoiser, identities: Sequence[IdentityTokens | None], noise_grid: Grid, null_pooled: Tensor
+) -> list[KeyValues | None]:
+    """What is kept of each sample's references, in their places; a reference is read once in its subject's life."""
+    state, placed = _state(denoiser.transformer, null_pooled), {}
+    for identity in identities:
+        if identity is not None and id(identity) not in placed:
+            if identity.kv.get("state") != state:
+                identity.kv.update(state=state, references=_read_references(denoiser, identity, null_pooled))
+            placed[id(identity)] = denoiser.placed(joined(identity.kv["references"]), identity.grids, noise_grid)
+    return [None if identity is None else placed[id(identity)] for identity in identities]
+
+
+def _read_references(denoiser, identity: IdentityTokens, null_pooled: Tensor) -> list[KeyValues]:
+    kept = []
+    for tokens, grid in zip(identity.tokens, identity.grids, strict=True):
+        with denoiser.transformer.cache_context(f"reading {next(readings)}"):
+            kept.append(denoiser.reference_kv(tokens[None].to(null_pooled), grid, null_pooled))
+    return kept
+
+
+def _state(transformer, null_pooled: Tensor) -> tuple[Any, ...]:
+    """Changes whenever the weights do, so that nothing is used that other weights, or another LoRA, left behind."""
+    weights = [0 if weight.is_inference() else weight._version for weight in transformer.parameters()]
+    adapters = [
+        (tuple(module.scaling.items()), tuple(module.active_adapters), module.disable_adapters)
+        for module in transformer.modules()
+        if hasattr(module, "active_adapters") and hasattr(module, "scaling")
+    ]
+    return id(transformer), null_pooled.dtype, null_pooled.device, len(weights), sum(weights), tuple(adapters)

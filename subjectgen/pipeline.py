@@ -1,0 +1,373 @@
+"""SubjectPipeline: prompt and references -> pictures. Five calls: encode, fuse, identity, sample, to image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.utils import BaseOutput
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import InternVLForConditionalGeneration, ProcessorMixin
+from typing_extensions import Self
+
+from subjectgen import hub
+from subjectgen.embeds import Fingerprints, SubjectEmbeds
+from subjectgen.estimate import Estimate, estimate
+from subjectgen.generate.encode import encode
+from subjectgen.generate.fuse import fuse
+from subjectgen.generate.guide import guided, needs_negative
+from subjectgen.generate.identity import identity_tokens
+from subjectgen.generate.sample import AfterStep, sample, schedule
+from subjectgen.generate.stages import resolve_stages
+from subjectgen.generate.to_image import Pictures, to_image
+from subjectgen.images import subject_lists
+from subjectgen.models.aggregation import DualLayerAggregator
+from subjectgen.models.dit.flux import FluxDenoiser
+from subjectgen.models.mllm.internvl import InternVLReader
+from subjectgen.models.vae import latents_from_pixels
+from subjectgen.request import (
+    Limits,
+    Request,
+    ResolvedRequest,
+    Subjects,
+    draw_noise,
+    one_of_two,
+    read_images,
+    resolve,
+)
+from subjectgen.types import Condition, IdentityTokens, ReferencePrefix, SemanticTokens
+from subjectgen.weights import WeightsError, verify
+
+PATCH = 2  # latent pixels per token, both sides
+Reading = tuple[str, Subjects]
+Callback = Callable[..., dict[str, Any] | None]
+
+
+@dataclass
+class SubjectPipelineOutput(BaseOutput):
+    """The pictures: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w]."""
+
+    images: Pictures
+
+
+class SubjectPipeline(DiffusionPipeline):
+    """A picture of your subject in the scene you describe.
+
+    An MLLM reads prompt and references together, all its layers are fused into semantic tokens, VAE latents of the
+    references are identity tokens, and a DiT denoises in stages. What a checkpoint was made for (how its conditions
+    attend, its stages, sizes in pixels) is saved with it.
+    """
+
+    model_cpu_offload_seq = "mllm->aggregator->transformer->vae"
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012  (diffusers reads it from the class)
+
+    def __init__(
+        self,
+        mllm: InternVLForConditionalGeneration,
+        processor: ProcessorMixin,
+        aggregator: DualLayerAggregator,
+        transformer: FluxTransformer2DModel,
+        vae: AutoencoderKL,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        conditions: Literal["cached", "joint"] = "cached",
+        stages: Any = "paper",
+        max_references: int = 3,
+        reference_size: int = 128,
+        image_size: int = 128,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 1.0,
+        license: str | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            mllm=mllm,
+            processor=processor,
+            aggregator=aggregator,
+            transformer=transformer,
+            vae=vae,
+            scheduler=scheduler,
+        )
+        resolved = resolve_stages(stages)
+        self.register_to_config(
+            conditions=conditions,
+            stages=stages if isinstance(stages, str) else [asdict(stage) for stage in resolved],
+            max_references=max_references,
+            reference_size=reference_size,
+            image_size=image_size,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            license=license,
+        )
+        self._fingerprints = Fingerprints()
+        self._interrupt = False
+        self._num_timesteps = 0
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Any,
+        subject_images: Any = None,
+        *,
+        image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = None,
+        guidance_scale: Any = None,
+        negative_prompt: Any = None,
+        negative: Any = None,
+        guidance: Any = None,
+        stages: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> SubjectPipelineOutput | tuple[Pictures]:
+        """Paint each prompt with its subjects. What is left out is the checkpoint's own choice.
+
+        prompt: a string or a list of strings.
+        subject_images: nothing, one image, a list (subjects in the prompt's order, the same for every prompt), a list
+            per prompt, or what `encode_subjects` made of them. An image is a path, a PIL image, an array or a tensor.
+            `image` is another name for it.
+        height, width: pixels, multiples of what one token covers.
+        guidance_scale, negative_prompt, negative ("empty_text", "no_identity", "no_condition"): see `Guidance`;
+            `guidance` takes a whole one, with three terms if you like.
+        stages: "paper", "free", "faithful" or a list of `Stage`.
+        generator: one (drawn from once per picture, in order) or one per picture.
+        latents: noise [pictures, channels, rows, columns] in place of the generators'.
+        callback_on_step_end: called as (pipe, step, timestep, {"latents": [b, c, h, w]}); the "latents" of the mapping
+            it returns are used from there on. Set `pipe._interrupt = True` in it to stop.
+
+        Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed.
+        """
+        request = Request(
+            prompt=prompt,
+            subject_images=one_of_two(subject_images, image),
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            negative=negative,
+            guidance=guidance,
+            stages=stages,
+            generator=generator,
+            latents=latents,
+            num_images_per_prompt=num_images_per_prompt,
+            output_type=output_type,
+        )
+        _check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        resolved = self._resolve(request)
+        noise = draw_noise(request, resolved, self.limits)
+        self._interrupt = False
+
+        readings = _readings(resolved)
+        hidden = encode(self.reader, [text for text, _ in readings], self._prefixes([each for _, each in readings]))
+        semantic = fuse(self.aggregator, hidden)
+        identity = self._identity(resolved.subjects)
+        conditions, negatives = _conditions(resolved, readings, semantic, identity)
+        painted = self._sample(resolved, noise, conditions, negatives, callback_on_step_end)
+        images = to_image(self.vae, painted, resolved.output_type)
+
+        self.maybe_free_model_hooks()
+        return SubjectPipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def encode_subjects(self, images: Any) -> SubjectEmbeds:
+        """Read the subjects of a prompt once, for many prompts; exact. One image or a list, in the prompt's order."""
+        (entries,) = subject_lists(images, 1)
+        if not entries:
+            raise ValueError(f"encode_subjects({images!r}): expected one image or a list of images, this has none")
+        references = read_images(entries, self.limits)
+        (prefix,) = self._prefixes([references])
+        (identity,) = self._identity([references])
+        self.maybe_free_model_hooks()
+        return SubjectEmbeds(prefix=prefix, identity=identity, fingerprints=self.fingerprints)
+
+    def estimate(self, prompt: Any, subject_images: Any = None, **options: Any) -> Estimate:
+        """What a call with these arguments costs, before it runs: tokens, steps and passes per stage, peak memory.
+
+        Takes what a call takes to decide this; raises what the call would.
+        """
+        resolved = self._resolve(Request(prompt=prompt, subject_images=subject_images, **options))
+        return estimate(self, resolved)
+
+    @property
+    def limits(self) -> Limits:
+        """What this checkpoint can do, and does when nothing is asked."""
+        pixels_per_latent = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        defaults = {each.name: self.config[each.name] for each in fields(Limits) if each.name in self.config}
+        return Limits(
+            pixels_per_latent=pixels_per_latent,
+            pixels_per_token=pixels_per_latent * PATCH,
+            latent_channels=self.vae.config.latent_channels,
+            **defaults,
+        )
+
+    @property
+    def reader(self) -> InternVLReader:
+        return InternVLReader(self.mllm, self.processor, device=self._execution_device)
+
+    @property
+    def denoiser(self) -> FluxDenoiser:
+        return FluxDenoiser(self.transformer, self.config.conditions)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells this model's SubjectEmbeds from another's; hashed once, and again when weights change."""
+        hashes = self._fingerprints(mllm=self.mllm, vae=self.vae, processor=self.processor)
+        return hashes | {"reference_size": str(self.config.reference_size)}
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def _resolve(self, request: Request) -> ResolvedRequest:
+        resolved = resolve(request, self.limits)
+        for subjects in resolved.subjects:
+            if isinstance(subjects, SubjectEmbeds):
+                subjects.check(self.fingerprints)
+        return resolved
+
+    def _prefixes(self, subjects: Sequence[Subjects]) -> list[ReferencePrefix]:
+        """What the MLLM keeps of each prompt's references; equal references are read once."""
+        reader, read = self.reader, {}
+        for each in subjects:
+            if each.key not in read:
+                read[each.key] = each.prefix if isinstance(each, SubjectEmbeds) else reader.read_references(each.images)
+        return [read[each.key] for each in subjects]
+
+    def _identity(self, subjects: Sequence[Subjects]) -> list[IdentityTokens]:
+        """Identity tokens of each prompt's references; equal pictures are encoded once."""
+        denoiser, latents, tokens = self.denoiser, {}, {}
+        for each in subjects:
+            if isinstance(each, SubjectEmbeds):
+                tokens[each.key] = each.identity
+            elif each.key not in tokens:
+                for key, image in zip(each.key, each.images, strict=True):
+                    if key not in latents:
+                        latents[key] = latents_from_pixels(self.vae, _pixels(image).to(self._execution_device))[0]
+                tokens[each.key] = identity_tokens(denoiser, [latents[key] for key in each.key])
+        return [tokens[each.key] for each in subjects]
+
+    def _sample(
+        self,
+        resolved: ResolvedRequest,
+        noise: Float[Tensor, "b c h w"],
+        conditions: Sequence[Condition],
+        negatives: Sequence[Condition],
+        on_step_end: Callback | None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Noise -> latents under the conditions of each picture."""
+        device, denoiser = self._execution_device, self.denoiser
+        grid = (noise.shape[-2] // PATCH, noise.shape[-1] // PATCH)
+        null_pooled = self.aggregator.null_pooled.to(device)
+        schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            tokens = sample(
+                denoiser.pack(noise.to(device)),
+                self.scheduler,
+                resolved.stages,
+                guided(denoiser, conditions, negatives, resolved.guidance, grid, null_pooled),
+                after_step=self._after_step(grid, bar.update, on_step_end),
+                interrupted=lambda: self._interrupt,
+            )
+        return denoiser.unpack(tokens, *grid)
+
+    def _after_step(self, grid: tuple[int, int], advance: Callable[[], Any], on_step_end: Callback | None) -> AfterStep:
+        """The progress bar, and the user's callback: it sees latents and may change them."""
+        denoiser = self.denoiser
+
+        def after_step(step: int, timestep: Tensor, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+            advance()
+            if on_step_end is None:
+                return tokens
+            tensors = {"latents": denoiser.unpack(tokens, *grid)}
+            changed = on_step_end(self, step, timestep, tensors) or tensors
+            return denoiser.pack(changed.get("latents", tensors["latents"]))
+
+        return after_step
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """As of every DiffusionPipeline; files that a manifest speaks of are checked first. Raises WeightsError."""
+        if Path(pretrained_model_name_or_path).is_dir():
+            verify(pretrained_model_name_or_path)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+            raise WeightsError(f"'{pretrained_model_name_or_path}' cannot be loaded: {error}") from error
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **hub_options: Any,
+    ) -> None:
+        """As of every DiffusionPipeline, with `pipeline.py` and a model card; `hub_options` are those of `push_to_hub`."""
+        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size)
+        hub.write_repository_files(self, Path(save_directory))
+        if push_to_hub:
+            hub.upload(Path(save_directory), **{"repo_id": Path(save_directory).name, **hub_options})
+
+    def push_to_hub(
+        self, repo_id: str, safe_serialization: bool = True, variant: str | None = None, **hub_options: Any
+    ) -> str:
+        """Save and upload; a model card that the repository already has stays. Returns the commit's URL."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization, variant)
+            return hub.upload(Path(folder), repo_id, **hub_options)
+
+
+def _readings(resolved: ResolvedRequest) -> list[Reading]:
+    """Every text that the MLLM has to read, with the subjects it is about; none twice."""
+    texts = list(zip(resolved.prompts, resolved.subjects, strict=True))
+    if needs_negative(resolved.stages, resolved.guidance):
+        texts += zip(resolved.negative_prompts, resolved.subjects, strict=True)
+    return list({(text, subjects.key): (text, subjects) for text, subjects in texts}.values())
+
+
+def _conditions(
+    resolved: ResolvedRequest,
+    readings: Sequence[Reading],
+    semantic: Sequence[SemanticTokens],
+    identity: Sequence[IdentityTokens],
+) -> tuple[list[Condition], list[Condition]]:
+    """Conditions of each picture with its prompt, and with its negative prompt (none where none was read)."""
+    read = {(text, subjects.key): tokens for (text, subjects), tokens in zip(readings, semantic, strict=True)}
+
+    def of_texts(texts: Sequence[str]) -> list[Condition]:
+        keys = [(text, subjects.key) for text, subjects in zip(texts, resolved.subjects, strict=True)]
+        each_prompt = [Condition(semantic=read[key], identity=i) for key, i in zip(keys, identity, strict=True)]
+        return [condition for condition in each_prompt for _ in range(resolved.num_images_per_prompt)]
+
+    needed = needs_negative(resolved.stages, resolved.guidance)
+    return of_texts(resolved.prompts), of_texts(resolved.negative_prompts) if needed else []
+
+
+def _pixels(image: Image.Image) -> Float[Tensor, "1 3 h w"]:
+    return rearrange(torch.from_numpy(np.array(image)), "h w c -> 1 c h w") / 127.5 - 1
+
+
+def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected any of {list(known)}")

@@ -1,0 +1,192 @@
+"""Phase 2: a tiny InternVL learns to read references and to rewrite a request into a plan. Frozen afterwards."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from subjectgen.data.batches import random_looks, random_reference_pose
+from subjectgen.data.prompts import Talk, corpus, description, plan, questions, request
+from subjectgen.data.render import Look, ReferencePose, Renderer
+from subjectgen.data.world import POSES, SIDE, random_count, random_scene
+from subjectgen.evaluate.sheet import picture_grid
+from subjectgen.models.mllm.internvl import InternVLReader
+from subjectgen.models.mllm.processor import SubjectProcessor
+
+VOCABULARY = 1024
+PATCH = 16  # pixels
+IMAGE_TOKENS = (SIDE // PATCH // 2) ** 2  # after the pixel shuffle
+SHARE_OF_PLANS = 0.5  # the rest are questions about one reference
+SHARE_TURNED = 0.4  # references that do not stand upright, so that their pose can be asked for
+IGNORED = -100  # label of tokens that are not learned
+PAD_TO = 32  # tokens; few lengths, few recompilations
+
+
+def new_tokenizer(names: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of the emoji world; any text can be written with it."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        corpus(names), trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    )
+
+
+def new_processor(names: tuple[str, ...]) -> SubjectProcessor:
+    """mini's processor: pictures of 128 px as one tile."""
+    size = {"height": SIDE, "width": SIDE}
+    half = [0.5, 0.5, 0.5]
+    images = GotOcr2ImageProcessorPil(size=size, crop_to_patches=False, image_mean=half, image_std=half)
+    return SubjectProcessor(image_processor=images, tokenizer=new_tokenizer(names), image_seq_length=IMAGE_TOKENS)
+
+
+def new_mllm(processor: SubjectProcessor) -> InternVLForConditionalGeneration:
+    """mini's MLLM, untrained: 4 vision and 6 language layers."""
+    tokenizer = processor.tokenizer
+    vision = {
+        "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384,
+        "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH], "use_mean_pooling": False,
+    }  # fmt: skip
+    text = {
+        "model_type": "qwen2", "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "intermediate_size": 576, "vocab_size": VOCABULARY, "tie_word_embeddings": True,
+        "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=processor.image_token_id,
+        image_seq_length=IMAGE_TOKENS,
+        tie_word_embeddings=True,
+    )
+    return InternVLForConditionalGeneration(config)
+
+
+class MllmPhase:
+    """Language modelling of answers about rendered references."""
+
+    name = "mllm"
+
+    def __init__(self, renderer: Renderer, *, batch_size: int = 16, seed: int = 0):
+        self.renderer, self.batch_size, self.seed = renderer, batch_size, seed
+        self.processor = new_processor(renderer.names)
+        torch.manual_seed(seed)
+        self.model = new_mllm(self.processor).to(renderer.device)
+        self.reader = InternVLReader(self.model, self.processor)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Cross entropy of the answers' tokens."""
+        talks, pixels, counts = self.talks(step)
+        ids, labels = self.tokens(talks, counts)
+        device = self.renderer.device
+        with torch.autocast(device.type, torch.bfloat16):
+            out = self.model(input_ids=ids.to(device), pixel_values=pixels, use_cache=False)
+        target = labels[:, 1:].to(device)
+        loss = F.cross_entropy(out.logits[:, :-1].float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+        right = (out.logits[:, :-1].argmax(-1) == target)[target != IGNORED].float().mean()
+        return loss, {"right": right.item()}
+
+    def talks(self, step: int, seed: int | None = None) -> tuple[list[Talk], Float[Tensor, "n 3 h w"], list[int]]:
+        """Exchanges, their references in order, and how many references each has."""
+        rng = np.random.default_rng((self.seed if seed is None else seed, step))
+        count, planning = random_count(rng), rng.random() < SHARE_OF_PLANS  # one kind a batch: little padding
+        looks = [random_looks(rng, len(self.renderer.names), count) for _ in range(self.batch_size)]
+        poses = [[reading_pose(rng) for _ in range(count)] for _ in range(self.batch_size)]
+        talk = plan_talk if planning else question_talk
+        talks = [talk(rng, self.renderer, *seen) for seen in zip(looks, poses, strict=True)]
+        pixels = self.renderer.references(sum(looks, []), sum(poses, []))
+        return talks, pixels, [count] * self.batch_size
+
+    def tokens(self, talks: list[Talk], counts: list[int]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+        """Token ids and labels of whole exchanges, padded to the right."""
+        tokenizer = self.processor.tokenizer
+        heads = [self.reader.template(talk.user, count) for talk, count in zip(talks, counts, strict=True)]
+        asked = tokenizer(heads, add_special_tokens=False)["input_ids"]
+        said = tokenizer([talk.answer for talk in talks], add_special_tokens=False)["input_ids"]
+        rows = [(a, [*s, tokenizer.eos_token_id]) for a, s in zip(asked, said, strict=True)]
+        length = -(-max(len(a) + len(s) for a, s in rows) // PAD_TO) * PAD_TO
+        ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+        labels = torch.full((len(rows), length), IGNORED)
+        for row, (a, s) in enumerate(rows):
+            ids[row, : len(a) + len(s)] = torch.tensor(a + s)
+            labels[row, len(a) : len(a) + len(s)] = torch.tensor(s)
+        return ids, labels
+
+    @torch.no_grad()
+    def sheet(self) -> Image.Image:
+        """References, and what the model says of each when asked for a description."""
+        _, pixels, _ = self.talks(0, seed=self.seed + 1)
+        pictures = pixels[:8]
+        sheet = Image.new("RGB", (SIDE * 8, SIDE * len(pictures)), "white")
+        sheet.paste(picture_grid(pictures, columns=1), (0, 0))
+        for row, picture in enumerate(pictures):
+            said = self.answer("Describe image 1.", picture[None])
+            ImageDraw.Draw(sheet).text((SIDE + 8, SIDE * row + SIDE // 2), said, fill="black", font_size=20)
+        return sheet
+
+    def answer(self, user: str, pixels: Float[Tensor, "r 3 h w"], max_new_tokens: int = 96) -> str:
+        """What the model says, greedily."""
+        tokenizer = self.processor.tokenizer
+        text = self.reader.template(user, len(pixels))
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(pixels.device)
+        out = self.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=max_new_tokens, do_sample=False
+        )  # fmt: skip
+        return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+    def export(self, folder: Path) -> None:
+        """Save model (bfloat16) and processor beside each other."""
+        copy = new_mllm(self.processor)
+        copy.load_state_dict(self.model.state_dict())
+        copy.to(torch.bfloat16).save_pretrained(folder / "mllm")
+        self.processor.save_pretrained(folder / "processor")
+
+
+def plan_talk(rng: np.random.Generator, renderer: Renderer, looks: list[Look], poses: list[ReferencePose]) -> Talk:
+    """A request and its plan."""
+    scene = random_scene(rng, len(looks))
+    names = [renderer.names[look.subject] for look in looks]
+    seen = [description(renderer, look, pose) for look, pose in zip(looks, poses, strict=True)]
+    return Talk(user=request(rng, scene, names), answer=plan(scene, seen))
+
+
+def question_talk(rng: np.random.Generator, renderer: Renderer, looks: list[Look], poses: list[ReferencePose]) -> Talk:
+    """A question about one of the references."""
+    which = int(rng.integers(len(looks)))
+    asked = questions(renderer, looks[which], poses[which], which + 1)
+    return asked[int(rng.integers(len(asked)))]
+
+
+def reading_pose(rng: np.random.Generator) -> ReferencePose:
+    """Usually as references are; sometimes turned, small and off the centre."""
+    if rng.random() > SHARE_TURNED:
+        return random_reference_pose(rng)
+    degrees = float(rng.choice([d for d in POSES.values() if d])) + float(rng.uniform(-8, 8))
+    scale = float(rng.uniform(0.4, 0.8))
+    return ReferencePose(degrees=degrees, scale=scale, x=shift(rng, scale), y=shift(rng, scale))
+
+
+def shift(rng: np.random.Generator, scale: float) -> float:
+    """How far a subject of this scale may move and stay inside."""
+    return float(rng.uniform(-1, 1) * (1 - scale))

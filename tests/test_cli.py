@@ -1,0 +1,346 @@
+"""The command line with a stand-in for the model: what is parsed, called, written, refused."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_pipeline import tiny_pipeline
+from torch import nn
+from typer.testing import CliRunner
+
+from subjectgen.cli import app
+from subjectgen.cli.generate import numbered, parse_size
+from subjectgen.weights import WeightsError, model_hash, write_manifest
+
+
+class Painter:
+    """Stands for a SubjectPipeline: records its calls, paints each picture from its own generator."""
+
+    config = SimpleNamespace(stages="paper", num_inference_steps=25)
+    num_timesteps = 2
+
+    def __init__(self) -> None:
+        self.components = {"vae": nn.Linear(2, 2), "scheduler": object()}
+        self.calls: list[SimpleNamespace] = []
+        self.error: BaseException | None = None
+
+    def __call__(self, prompt: str, subjects: Any, **options: Any) -> SimpleNamespace:
+        self.calls.append(SimpleNamespace(prompt=prompt, subjects=subjects, **options))
+        for step in range(self.num_timesteps):
+            assert options["callback_on_step_end"](self, step, 500, {"latents": step}) == {"latents": step}
+        if self.error:
+            raise self.error
+        colours = [torch.randint(256, (3,), generator=generator).tolist() for generator in options["generator"]]
+        return SimpleNamespace(images=[Image.new("RGB", (8, 8), tuple(colour)) for colour in colours])
+
+    def encode_subjects(self, images: list[Image.Image]) -> SimpleNamespace:
+        return SimpleNamespace(save=lambda path: Path(path).write_text(json.dumps([image.size for image in images])))
+
+
+@pytest.fixture
+def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
+    made = Painter()
+    for command in ("generate", "encode"):
+        monkeypatch.setattr(f"subjectgen.cli.{command}.open_model", lambda name: {"mini": made}[name])
+    return made
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    for colour in ("red", "blue"):
+        Image.new("RGB", (6, 4), colour).save(f"{colour}.png")
+    yield tmp_path
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def refused(*arguments: str, words: tuple[str, ...]) -> None:
+    before = sorted(Path().rglob("*"))
+    output = run(*arguments, code=2)
+    for word in words:
+        assert word in output
+    assert sorted(Path().rglob("*")) == before
+
+
+class TestGenerate:
+    def test_defaults_leave_the_choice_to_the_model(self, painter: Painter):
+        assert "out.png" in run("generate", "--prompt", "a red ground")
+        (call,) = painter.calls
+        assert (call.prompt, call.subjects, call.num_images_per_prompt) == ("a red ground", None, 1)
+        assert (call.height, call.width, call.num_inference_steps, call.stages) == (None, None, None, None)
+        assert Image.open("out.png").size == (8, 8)
+
+    def test_every_flag(self, painter: Painter):
+        run("generate", "--prompt", "p", "--subject", "red.png", "--subject", "blue.png", "--out", "a/b/c.png",
+            "--seed", "5", "--steps", "3", "--stages", "free", "--num-images", "2", "--size", "64x48",
+            "--model", "mini")  # fmt: skip
+        (call,) = painter.calls
+        assert [image.getpixel((0, 0)) for image in call.subjects] == [(255, 0, 0), (0, 0, 255)]
+        assert (call.width, call.height, call.num_inference_steps, call.stages) == (64, 48, 3, "free")
+        assert [generator.initial_seed() for generator in call.generator] == [5, 6]
+        assert all(generator.device.type == "cpu" for generator in call.generator)
+        assert sorted(path.name for path in Path("a/b").iterdir()) == ["c-1.png", "c-2.png"]
+
+    def test_png_remembers_how_it_was_made(self, painter: Painter):
+        prompt = "un café à 茶\nsecond line"
+        run("generate", "--prompt", prompt, "--subject", "red.png", "--seed", "7", "--stages", "free")
+        text = Image.open("out.png").text
+        assert text["prompt"] == prompt
+        assert (text["seed"], text["stages"], text["steps"], text["model"]) == ("7", "free", "25", "mini")
+        assert text["model_hash"] == model_hash(painter.components)
+        assert json.loads(text["subjects"]) == ["red.png"]
+
+    def test_own_stages_of_the_model_are_written(self, painter: Painter, monkeypatch: pytest.MonkeyPatch):
+        own = [{"until": 0.5, "semantic": 1.0, "identity": 0.0}]
+        monkeypatch.setattr(painter, "config", SimpleNamespace(stages=own, num_inference_steps=4))
+        run("generate", "--prompt", "p")
+        assert json.loads(Image.open("out.png").text["stages"]) == own
+
+    def test_a_written_seed_paints_the_picture_again(self, painter: Painter):
+        run("generate", "--prompt", "p", "--num-images", "3", "--out", "many.png")
+        third = Image.open("many-3.png")
+        run("generate", "--prompt", "p", "--seed", third.text["seed"], "--out", "again.png")
+        assert Image.open("again.png").tobytes() == third.tobytes()
+
+    def test_left_out_seed_differs(self, painter: Painter):
+        run("generate", "--prompt", "p")
+        run("generate", "--prompt", "p")
+        first, second = (call.generator[0].initial_seed() for call in painter.calls)
+        assert first != second
+
+    def test_encoded_subject(self, painter: Painter, monkeypatch: pytest.MonkeyPatch):
+        Path("red.safetensors").touch()
+        monkeypatch.setattr("subjectgen.embeds.SubjectEmbeds.load", lambda path: f"embeds of {path}")
+        run("generate", "--prompt", "p", "--subject", "red.safetensors")
+        assert painter.calls[0].subjects == "embeds of red.safetensors"
+
+    def test_notes_are_one_plain_line(self, painter: Painter):
+        Image.new("RGBA", (4, 4), (255, 0, 0, 9)).save("glass.png")
+        output = run("generate", "--prompt", "p", "--subject", "glass.png")
+        assert "Note: image file 'glass.png' is partly transparent: it is laid on white.\n" in output
+        assert "images.py" not in output
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--subject", "none.png"], ("none.png", "does not exist")),
+            (["--subject", "empty.png"], ("empty.png", "0 bytes")),
+            (["--subject", "none.safetensors"], ("none.safetensors", "subjectgen encode")),
+            (["--subject", "broken.safetensors"], ("broken.safetensors", "corrupt")),
+            (["--subject", "red.png", "--subject", "none.safetensors"], ("none.safetensors", "already encoded")),
+            (["--size", "big"], ("--size 'big'", "128")),
+            (["--size", "1x2x3"], ("1x2x3", "WIDTHxHEIGHT")),
+            (["--size", "-5"], ("-5",)),
+            (["--out", "a.jpg"], ("a.jpg", "'.png'")),
+            (["--out", "picture"], ("picture", "'.png'")),
+            (["--out", "taken.png"], ("taken.png", "is a folder")),
+            (["--out", "red.png/a.png"], ("red.png/a.png", "is a file")),
+            (["--steps", "0"], ("--steps",)),
+            (["--steps", "many"], ("--steps",)),
+            (["--seed", "-1"], ("--seed",)),
+            (["--seed", str(2**64)], ("--seed",)),
+            (["--num-images", "0"], ("--num-images",)),
+            (["--colour", "red"], ("--colour",)),
+        ],
+        ids=lambda value: " ".join(value),
+    )
+    def test_before_the_model_is_loaded(self, painter: Painter, arguments: list[str], words: tuple[str, ...]):
+        Path("empty.png").touch()
+        Path("broken.safetensors").write_bytes(b"\xff" * 20)
+        Path("taken.png").mkdir()
+        refused("generate", "--prompt", "p", *arguments, words=words)
+        assert not painter.calls
+
+    def test_no_prompt(self, painter: Painter):
+        refused("generate", words=("--prompt",))
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ValueError("stages='mild': expected paper, free or faithful"),
+            FileNotFoundError("weights/mine is not there"),
+            WeightsError("vae.safetensors is altered"),
+            OSError(28, "No space left on device"),
+            RuntimeError("unexpected"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_of_the_library(self, painter: Painter, error: Exception):
+        painter.error = error
+        if isinstance(error, RuntimeError):  # a bug is not dressed up as a refusal
+            with pytest.raises(RuntimeError, match="unexpected"):
+                CliRunner().invoke(app, ["generate", "--prompt", "p"], catch_exceptions=False)
+            return
+        refused("generate", "--prompt", "p", words=("Error:", str(error)))
+
+    def test_disk_full_while_writing(self, painter: Painter, monkeypatch: pytest.MonkeyPatch):
+        Path("out.png").write_bytes(b"what was there")
+
+        def fill(self: Image.Image, file: Any, **_: Any) -> None:
+            Path(file).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Image.Image, "save", fill)
+        refused("generate", "--prompt", "p", words=("disk is full", "free some space"))
+        assert Path("out.png").read_bytes() == b"what was there"
+
+    def test_interrupt(self, painter: Painter):
+        before = sorted(Path().iterdir())
+        painter.error = KeyboardInterrupt()
+        assert "Stopped" in run("generate", "--prompt", "p", code=130)
+        assert sorted(Path().iterdir()) == before
+
+    def test_interrupt_while_writing(self, painter: Painter, monkeypatch: pytest.MonkeyPatch):
+        def interrupted(self: Image.Image, file: Any, **_: Any) -> None:
+            Path(file).write_bytes(b"half")
+            raise KeyboardInterrupt
+
+        before = sorted(Path().iterdir())
+        monkeypatch.setattr(Image.Image, "save", interrupted)
+        run("generate", "--prompt", "p", code=130)
+        assert sorted(Path().iterdir()) == before
+
+
+class TestEncode:
+    def test_writes(self, painter: Painter):
+        run("encode", "--subject", "red.png", "--subject", "blue.png", "--out", "two.safetensors")
+        assert json.loads(Path("two.safetensors").read_text()) == [[6, 4], [6, 4]]
+
+    def test_refuses(self, painter: Painter):
+        refused("encode", "--subject", "none.png", words=("none.png", "does not exist"))
+        refused("encode", "--subject", "red.png", "--out", "a.png", words=("a.png", ".safetensors"))
+        refused("encode", words=("--subject",))
+
+
+class TestWithAModel:
+    """The commands on a real pipeline of tiny random networks: they meet the interface they call."""
+
+    @pytest.fixture(scope="class")
+    def model(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+        tiny_pipeline().save_pretrained(folder := tmp_path_factory.mktemp("model"))
+        return str(folder)
+
+    def test_generate_and_encode_agree(self, model: str):
+        common = ("--prompt", "a red ground", "--seed", "3", "--model", model)
+        run("generate", *common, "--subject", "red.png", "--num-images", "2", "--size", "64x48", "--out", "a.png")
+        run("encode", "--subject", "red.png", "--model", model, "--out", "red.safetensors")
+        run("generate", *common, "--subject", "red.safetensors", "--size", "64x48", "--out", "b.png")
+        encoded, first, second = (Image.open(name) for name in ("b.png", "a-1.png", "a-2.png"))
+        assert encoded.size == (64, 48)
+        difference = np.abs(np.asarray(encoded, dtype=int) - np.asarray(first, dtype=int))
+        assert difference.max() <= 1
+        assert first.tobytes() != second.tobytes()
+        assert len({picture.text["model_hash"] for picture in (encoded, first, second)}) == 1
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--stages", "mild"], ("mild", "paper", "free", "faithful")),
+            (["--size", "70"], ("70x70", "64x64", "80x80")),
+            (["--subject", "red.png"] * 9, ("9 references", "at most 3")),
+            (["--prompt", " "], ("prompt", "empty")),
+        ],
+        ids=lambda value: " ".join(value),
+    )
+    def test_refused(self, model: str, arguments: list[str], words: tuple[str, ...]):
+        refused("generate", "--prompt", "p", "--model", model, *arguments, words=words)
+
+    def test_no_such_model(self):
+        refused("generate", "--prompt", "p", "--model", "maxi", words=("'maxi'", "mini"))
+
+    def test_truncated_model(self, model: str, tmp_path: Path):
+        shutil.copytree(model, broken := tmp_path / "broken")
+        file = next((broken / "transformer").glob("*.safetensors"))
+        file.write_bytes(file.read_bytes()[:1000])
+        refused("generate", "--prompt", "p", "--model", str(broken), words=("broken", "cannot be loaded"))
+
+
+class TestTrainAndEvaluate:
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+        calls: list[dict[str, Any]] = []
+        for module, function in (("subjectgen.train.mini", "train"), ("subjectgen.evaluate.emoji", "evaluate")):
+            stand_in = types.ModuleType(module)
+            setattr(stand_in, function, lambda **options: calls.append(options))
+            monkeypatch.setitem(sys.modules, module, stand_in)
+        return calls
+
+    def test_train(self, calls: list[dict[str, Any]]):
+        run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume")
+        assert calls == [{"phase": "vae", "out": Path("runs/a"), "minutes": 2.5, "steps": None, "resume": True}]
+
+    @pytest.mark.parametrize("budget", [[], ["--minutes", "1", "--steps", "2"]])
+    def test_train_needs_one_budget(self, calls: list[dict[str, Any]], budget: list[str]):
+        refused("train", "mini", "--phase", "vae", *budget, words=("exactly one budget",))
+        assert not calls
+
+    def test_evaluate(self, calls: list[dict[str, Any]]):
+        run("evaluate", "emoji", "--num-prompts", "20", "--out", "sheet")
+        assert calls == [{"model": "mini", "num_prompts": 20, "out": Path("sheet")}]
+
+
+class TestInfo:
+    def test_versions_devices_backends(self):
+        output = run("info")
+        for word in ("torch", torch.__version__, "cpu", "native", "_native_math"):
+            assert word in output
+        assert "npu" not in output
+
+    def test_weights(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        (model := tmp_path / "weights" / "tiny").mkdir(parents=True)
+        (model / "model_index.json").write_text("{}")
+        (entry,) = write_manifest(tmp_path / "weights", {"tiny": ("Apache-2.0", "made here")})
+        monkeypatch.setattr("subjectgen.weights.find_folder", lambda name: tmp_path / name)
+        output = run("info")
+        assert "as shipped" in output and "Apache-2.0" in output
+        assert entry.sha256[:8] in output
+        (model / "model_index.json").write_text("{ }")
+        output = re.sub(r"[\s│]+", " ", run("info"))
+        assert "tiny/model_index.json is altered" in output
+        assert re.findall(r"(\w+) as shipped", output) == ["not"]
+
+    def test_no_weights(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        monkeypatch.setattr("subjectgen.weights.PACKAGE", tmp_path / "subjectgen")
+        assert "reinstall" in run("info")
+
+
+class TestParts:
+    def test_numbered(self):
+        assert numbered(Path("a/b.png"), 1) == [Path("a/b.png")]
+        assert numbered(Path("a/b.c.png"), 2) == [Path("a/b.c-1.png"), Path("a/b.c-2.png")]
+
+    @pytest.mark.parametrize(
+        ("text", "size"), [(None, (None, None)), ("64", (64, 64)), ("160x128", (160, 128)), ("160X128", (160, 128))]
+    )
+    def test_parse_size(self, text: str | None, size: tuple[int | None, int | None]):
+        assert parse_size(text) == size
+
+    def test_commands_stay_light(self):
+        """Parsing must not pull in what only running needs; the package's own imports are not at issue here."""
+        script = (
+            "import sys, types; package = types.ModuleType('subjectgen'); package.__path__ = [sys.argv[1]];"
+            "sys.modules['subjectgen'] = package; import subjectgen.cli;"
+            "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])"
+        )
+        source = Path(__file__).parent.parent / "subjectgen"
+        ended = subprocess.run([sys.executable, "-c", script, source], capture_output=True, text=True, check=True)
+        assert ended.stdout.strip() == "[]"

@@ -1,0 +1,34 @@
+"""A whole pipeline of the tiny components, 64 px, and some references for it."""
+
+import torch
+from PIL import Image
+from tiny import tiny_aggregator, tiny_mllm, tiny_processor, tiny_scheduler, tiny_transformer, tiny_vae
+
+from subjectgen import SubjectPipeline
+
+
+def tiny_pipeline(**settings):
+    pipe = SubjectPipeline(
+        mllm=tiny_mllm(),
+        processor=tiny_processor(),
+        aggregator=tiny_aggregator(),
+        transformer=tiny_transformer(),
+        vae=tiny_vae(),
+        scheduler=tiny_scheduler(),
+        **{"reference_size": 32, "image_size": 64, "num_inference_steps": 4, **settings},
+    )
+    with torch.no_grad():  # a null vector that is not the pooled vector of nothing
+        pipe.aggregator.null_pooled.copy_(torch.linspace(-1, 1, len(pipe.aggregator.null_pooled)))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(colour, size=(40, 30)):
+    """A reference: a bright corner on a ground."""
+    image = Image.new("RGB", size, colour)
+    image.paste((250, 240, 10), (0, 0, size[0] // 2, size[1] // 3))
+    return image
+
+
+def seeded_generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -8,6 +8,8 @@ import torch
 import subjectgen
 
 BUDGET = 10  # steps
+out = Path("out")
+out.mkdir(exist_ok=True)
 reference = sorted((Path(__file__).parent / "references").glob("*.png"))[0]
 
 
@@ -20,9 +22,10 @@ def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) ->
 
 pipe = subjectgen.load("mini")
 image = pipe(
-    "a purple ground, the subject on the right",
+    "image 1 on the right, a purple gradient behind",
     reference,
     generator=torch.Generator().manual_seed(0),
     callback_on_step_end=on_step_end,
 ).images[0]
-image.save("out/interrupted.png")
+image.save(out / "interrupted.png")
+print(out / "interrupted.png")

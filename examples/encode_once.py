@@ -18,6 +18,6 @@ subject = SubjectEmbeds.load(out / "subject.safetensors")  # in another session,
 
 for colour in ("red", "blue", "green"):
     start = perf_counter()
-    image = pipe(f"a {colour} ground, the subject in the middle", subject, generator=torch.Generator().manual_seed(0))
+    image = pipe(f"image 1 in the middle on a {colour} background", subject, generator=torch.Generator().manual_seed(0))
     image.images[0].save(out / f"encode_once-{colour}.png")
     print(out / f"encode_once-{colour}.png", f"{perf_counter() - start:.1f} s")

@@ -12,7 +12,7 @@ out.mkdir(exist_ok=True)
 
 pipe = subjectgen.load("mini")
 image = pipe(
-    "a blue ground, the subject on the left, upside down",
+    "image 1 upside down on the left on a blue striped background",
     references[0],
     generator=torch.Generator().manual_seed(0),
 ).images[0]

@@ -12,9 +12,9 @@ out.mkdir(exist_ok=True)
 
 pipe = subjectgen.load("mini")
 prompts = [
-    "a green ground, image 1 on the left and image 2 on the right",  # in the order of the references
-    "a yellow ground, the subject at the top",
-    "a red ground",
+    "image 1 on the left and image 2 on the right on a green background",  # in the order of the references
+    "on a yellow checkerboard, a large image 1 at the top",
+    "a plain red ground",
 ]
 subjects = [[first, second], [second], []]  # one list per prompt; none is text only
 generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]

@@ -108,8 +108,9 @@ def _stages(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> tuple[Stage
 
 
 def _semantic_tokens(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> int:
+    reader, _ = pipe.adapters()
     layouts = [
-        pipe.reader.token_layout(prompt, subjects.num_references)
+        reader.token_layout(prompt, subjects.num_references)
         for prompt, subjects in zip(resolved.prompts, resolved.subjects, strict=True)
     ]
     return max(int(layout.is_image.sum() + layout.is_text.sum()) for layout in layouts)
@@ -122,7 +123,8 @@ def _identity_tokens(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> in
 
 def _encode_bytes(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> int:
     """One prompt runs at a time, all layers of every prompt are kept: tokens x width x (layers x prompts + 16)."""
-    reader, tokens = pipe.reader, _semantic_tokens(pipe, resolved)
+    reader, _ = pipe.adapters()
+    tokens = _semantic_tokens(pipe, resolved)
     return tokens * reader.width * (reader.num_layers * len(resolved.prompts) + MLLM_WIDTHS) * _item(pipe.mllm)
 
 

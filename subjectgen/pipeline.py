@@ -6,25 +6,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.utils import BaseOutput
-from einops import rearrange
 from jaxtyping import Float
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration, ProcessorMixin
-from typing_extensions import Self
 
-from subjectgen import hub
+from subjectgen import batch, hub
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
 from subjectgen.generate.fuse import fuse
-from subjectgen.generate.guide import guided, needs_negative
-from subjectgen.generate.identity import identity_tokens
+from subjectgen.generate.guide import guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
 from subjectgen.generate.stages import resolve_stages
 from subjectgen.generate.to_image import Pictures, to_image
@@ -32,22 +27,19 @@ from subjectgen.images import subject_lists
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.flux import FluxDenoiser
 from subjectgen.models.mllm.internvl import InternVLReader
-from subjectgen.models.vae import latents_from_pixels
 from subjectgen.request import (
     Limits,
     Request,
     ResolvedRequest,
-    Subjects,
     draw_noise,
     one_of_two,
     read_images,
     resolve,
 )
-from subjectgen.types import Condition, IdentityTokens, ReferencePrefix, SemanticTokens
+from subjectgen.types import Condition
 from subjectgen.weights import WeightsError, verify
 
 PATCH = 2  # latent pixels per token, both sides
-Reading = tuple[str, Subjects]
 Callback = Callable[..., dict[str, Any] | None]
 
 
@@ -171,12 +163,13 @@ class SubjectPipeline(DiffusionPipeline):
         noise = draw_noise(request, resolved, self.limits)
         self._interrupt = False
 
-        readings = _readings(resolved)
-        hidden = encode(self.reader, [text for text, _ in readings], self._prefixes([each for _, each in readings]))
+        reader, denoiser = self.adapters()
+        texts, subjects = zip(*(read := batch.readings(resolved)), strict=True)
+        hidden = encode(reader, texts, batch.prefixes(reader, subjects))
         semantic = fuse(self.aggregator, hidden)
-        identity = self._identity(resolved.subjects)
-        conditions, negatives = _conditions(resolved, readings, semantic, identity)
-        painted = self._sample(resolved, noise, conditions, negatives, callback_on_step_end)
+        identity = batch.identities(self.vae, denoiser, resolved.subjects, reader.device)
+        conditions = batch.conditions(resolved, read, semantic, identity)
+        painted = self._sample(denoiser, resolved, noise.to(reader.device), *conditions, callback_on_step_end)
         images = to_image(self.vae, painted, resolved.output_type)
 
         self.maybe_free_model_hooks()
@@ -189,8 +182,9 @@ class SubjectPipeline(DiffusionPipeline):
         if not entries:
             raise ValueError(f"encode_subjects({images!r}): expected one image or a list of images, this has none")
         references = read_images(entries, self.limits)
-        (prefix,) = self._prefixes([references])
-        (identity,) = self._identity([references])
+        reader, denoiser = self.adapters()
+        (prefix,) = batch.prefixes(reader, [references])
+        (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
         self.maybe_free_model_hooks()
         return SubjectEmbeds(prefix=prefix, identity=identity, fingerprints=self.fingerprints)
 
@@ -214,13 +208,10 @@ class SubjectPipeline(DiffusionPipeline):
             **defaults,
         )
 
-    @property
-    def reader(self) -> InternVLReader:
-        return InternVLReader(self.mllm, self.processor, device=self._execution_device)
-
-    @property
-    def denoiser(self) -> FluxDenoiser:
-        return FluxDenoiser(self.transformer, self.config.conditions)
+    def adapters(self) -> tuple[InternVLReader, FluxDenoiser]:
+        """What reads with the MLLM and what paints with the DiT, on the device where this pipeline computes."""
+        reader = InternVLReader(self.mllm, self.processor, device=self._execution_device)
+        return reader, FluxDenoiser(self.transformer, self.config.conditions)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -243,29 +234,9 @@ class SubjectPipeline(DiffusionPipeline):
                 subjects.check(self.fingerprints)
         return resolved
 
-    def _prefixes(self, subjects: Sequence[Subjects]) -> list[ReferencePrefix]:
-        """What the MLLM keeps of each prompt's references; equal references are read once."""
-        reader, read = self.reader, {}
-        for each in subjects:
-            if each.key not in read:
-                read[each.key] = each.prefix if isinstance(each, SubjectEmbeds) else reader.read_references(each.images)
-        return [read[each.key] for each in subjects]
-
-    def _identity(self, subjects: Sequence[Subjects]) -> list[IdentityTokens]:
-        """Identity tokens of each prompt's references; equal pictures are encoded once."""
-        denoiser, latents, tokens = self.denoiser, {}, {}
-        for each in subjects:
-            if isinstance(each, SubjectEmbeds):
-                tokens[each.key] = each.identity
-            elif each.key not in tokens:
-                for key, image in zip(each.key, each.images, strict=True):
-                    if key not in latents:
-                        latents[key] = latents_from_pixels(self.vae, _pixels(image).to(self._execution_device))[0]
-                tokens[each.key] = identity_tokens(denoiser, [latents[key] for key in each.key])
-        return [tokens[each.key] for each in subjects]
-
     def _sample(
         self,
+        denoiser: FluxDenoiser,
         resolved: ResolvedRequest,
         noise: Float[Tensor, "b c h w"],
         conditions: Sequence[Condition],
@@ -273,25 +244,25 @@ class SubjectPipeline(DiffusionPipeline):
         on_step_end: Callback | None,
     ) -> Float[Tensor, "b c h w"]:
         """Noise -> latents under the conditions of each picture."""
-        device, denoiser = self._execution_device, self.denoiser
         grid = (noise.shape[-2] // PATCH, noise.shape[-1] // PATCH)
-        null_pooled = self.aggregator.null_pooled.to(device)
-        schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], device)
+        null_pooled = self.aggregator.null_pooled.to(noise.device)
+        schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], noise.device)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as bar:
             tokens = sample(
-                denoiser.pack(noise.to(device)),
+                denoiser.pack(noise),
                 self.scheduler,
                 resolved.stages,
                 guided(denoiser, conditions, negatives, resolved.guidance, grid, null_pooled),
-                after_step=self._after_step(grid, bar.update, on_step_end),
+                after_step=self._after_step(denoiser, grid, bar.update, on_step_end),
                 interrupted=lambda: self._interrupt,
             )
         return denoiser.unpack(tokens, *grid)
 
-    def _after_step(self, grid: tuple[int, int], advance: Callable[[], Any], on_step_end: Callback | None) -> AfterStep:
+    def _after_step(
+        self, denoiser: FluxDenoiser, grid: Grid, advance: Callable[[], Any], on_step_end: Callback | None
+    ) -> AfterStep:
         """The progress bar, and the user's callback: it sees latents and may change them."""
-        denoiser = self.denoiser
 
         def after_step(step: int, timestep: Tensor, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
             advance()
@@ -304,7 +275,7 @@ class SubjectPipeline(DiffusionPipeline):
         return after_step
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SubjectPipeline":
         """As of every DiffusionPipeline; files that a manifest speaks of are checked first. Raises WeightsError."""
         if Path(pretrained_model_name_or_path).is_dir():
             verify(pretrained_model_name_or_path)
@@ -335,36 +306,6 @@ class SubjectPipeline(DiffusionPipeline):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant)
             return hub.upload(Path(folder), repo_id, **hub_options)
-
-
-def _readings(resolved: ResolvedRequest) -> list[Reading]:
-    """Every text that the MLLM has to read, with the subjects it is about; none twice."""
-    texts = list(zip(resolved.prompts, resolved.subjects, strict=True))
-    if needs_negative(resolved.stages, resolved.guidance):
-        texts += zip(resolved.negative_prompts, resolved.subjects, strict=True)
-    return list({(text, subjects.key): (text, subjects) for text, subjects in texts}.values())
-
-
-def _conditions(
-    resolved: ResolvedRequest,
-    readings: Sequence[Reading],
-    semantic: Sequence[SemanticTokens],
-    identity: Sequence[IdentityTokens],
-) -> tuple[list[Condition], list[Condition]]:
-    """Conditions of each picture with its prompt, and with its negative prompt (none where none was read)."""
-    read = {(text, subjects.key): tokens for (text, subjects), tokens in zip(readings, semantic, strict=True)}
-
-    def of_texts(texts: Sequence[str]) -> list[Condition]:
-        keys = [(text, subjects.key) for text, subjects in zip(texts, resolved.subjects, strict=True)]
-        each_prompt = [Condition(semantic=read[key], identity=i) for key, i in zip(keys, identity, strict=True)]
-        return [condition for condition in each_prompt for _ in range(resolved.num_images_per_prompt)]
-
-    needed = needs_negative(resolved.stages, resolved.guidance)
-    return of_texts(resolved.prompts), of_texts(resolved.negative_prompts) if needed else []
-
-
-def _pixels(image: Image.Image) -> Float[Tensor, "1 3 h w"]:
-    return rearrange(torch.from_numpy(np.array(image)), "h w c -> 1 c h w") / 127.5 - 1
 
 
 def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:

@@ -126,7 +126,9 @@ def _prompts(prompt: Any) -> tuple[str, ...]:
     if not isinstance(prompts, (list, tuple)) or not all(isinstance(entry, str) for entry in prompts):
         raise ValueError(f"prompt={prompt!r}: expected a string or a list of strings")
     if not prompts or not all(entry.strip() for entry in prompts):
-        raise ValueError(f"prompt={prompt!r} is empty: expected a few words, such as 'a red ground, the subject on the left'")
+        raise ValueError(
+            f"prompt={prompt!r} is empty: expected a few words, such as 'a red ground, the subject on the left'"
+        )
     return tuple(prompts)
 
 
@@ -138,7 +140,9 @@ def _negative_prompts(negative_prompt: Any, num_prompts: int) -> tuple[str, ...]
     if not isinstance(negative_prompt, (list, tuple)) or not all(isinstance(entry, str) for entry in negative_prompt):
         raise ValueError(f"negative_prompt={negative_prompt!r}: expected a string or a list of strings")
     if len(negative_prompt) != num_prompts:
-        raise ValueError(f"{len(negative_prompt)} negative prompts for {num_prompts} prompts: expected one, or one each")
+        raise ValueError(
+            f"{len(negative_prompt)} negative prompts for {num_prompts} prompts: expected one, or one each"
+        )
     return tuple(negative_prompt)
 
 

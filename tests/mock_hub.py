@@ -76,12 +76,16 @@ class MockHub:
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
         self.commits += 1
         repo = request.match_info["repo"]
-        return web.json_response({"commitUrl": f"{self.url}/{repo}/commit/{self.sha(repo)}", "commitOid": self.sha(repo)})
+        return web.json_response(
+            {"commitUrl": f"{self.url}/{repo}/commit/{self.sha(repo)}", "commitOid": self.sha(repo)}
+        )
 
     async def _info(self, request: web.Request) -> web.Response:
         files, repo = self._files(request), request.match_info["repo"]
         siblings = [{"rfilename": path} for path in files]
-        return web.json_response({"id": repo, "sha": self.sha(repo), "siblings": siblings, "tags": [], "private": False})
+        return web.json_response(
+            {"id": repo, "sha": self.sha(repo), "siblings": siblings, "tags": [], "private": False}
+        )
 
     async def _tree(self, request: web.Request) -> web.Response:
         entries = [

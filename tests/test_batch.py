@@ -111,7 +111,9 @@ class TestReadOnce:
         subject = pipe.encode_subjects([RED, BLUE])
         images = paint(pipe, prompt, [RED, BLUE], guidance_scale=2.0)
         assert torch.equal(paint(pipe, prompt, subject, guidance_scale=2.0), images)
-        assert torch.equal(paint(pipe, prompt, subject, guidance_scale=2.0), images)  # and leave the embeds as they were
+        assert torch.equal(
+            paint(pipe, prompt, subject, guidance_scale=2.0), images
+        )  # and leave the embeds as they were
 
     def test_embeds_in_a_list_per_prompt(self, cached):
         subject = cached.encode_subjects(RED)

@@ -1,5 +1,6 @@
 """The command line with a stand-in for the model: what is parsed, called, written, refused."""
 
+import inspect
 import json
 import re
 import shutil
@@ -62,6 +63,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for colour in ("red", "blue"):
         Image.new("RGB", (6, 4), colour).save(f"{colour}.png")
     yield tmp_path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a real pipeline of tiny random networks."""
+    tiny_pipeline().save_pretrained(folder := tmp_path_factory.mktemp("model"))
+    return str(folder)
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -232,12 +240,7 @@ class TestEncode:
 
 
 class TestWithAModel:
-    """The commands on a real pipeline of tiny random networks: they meet the interface they call."""
-
-    @pytest.fixture(scope="class")
-    def model(self, tmp_path_factory: pytest.TempPathFactory) -> str:
-        tiny_pipeline().save_pretrained(folder := tmp_path_factory.mktemp("model"))
-        return str(folder)
+    """The commands meet the interface they call."""
 
     def test_generate_and_encode_agree(self, model: str):
         common = ("--prompt", "a red ground", "--seed", "3", "--model", model)
@@ -285,8 +288,19 @@ class TestTrainAndEvaluate:
         return calls
 
     def test_train(self, calls: list[dict[str, Any]]):
-        run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume")
-        assert calls == [{"phase": "vae", "out": Path("runs/a"), "minutes": 2.5, "steps": None, "resume": True}]
+        run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume",
+            "--cutouts", "animals", "--batch-size", "4")  # fmt: skip
+        budget = {"minutes": 2.5, "steps": None, "resume": True}
+        assert calls == [{"phase": "vae", "out": Path("runs/a"), "cutouts": Path("animals"), "batch_size": 4, **budget}]
+
+    def test_the_functions_take_what_is_passed(self):
+        """The stand-ins above hide a change of the real functions; their signatures do not."""
+        from subjectgen.evaluate.emoji import evaluate
+        from subjectgen.train.mini import train
+
+        passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size"}
+        assert passed <= inspect.signature(train).parameters.keys()
+        assert {"model", "num_prompts", "out"} <= inspect.signature(evaluate).parameters.keys()
 
     @pytest.mark.parametrize("budget", [[], ["--minutes", "1", "--steps", "2"]])
     def test_train_needs_one_budget(self, calls: list[dict[str, Any]], budget: list[str]):

@@ -9,7 +9,6 @@ from diffusers import FirstBlockCacheConfig
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-
 from tiny_flux import CHANNELS, GRID, NULL, WIDTH, identity, noise, semantic, tiny_flux
 
 from subjectgen.models.dit import processor

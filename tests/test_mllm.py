@@ -8,7 +8,7 @@ from transformers import InternVLProcessor
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.models.mllm.processor import SubjectProcessor
 
-PROMPTS = ["a red cat", " on the\nblue ground ", "\n\n a  cat", "Überall 🐈‍⬛!", "user\n", "a"]
+PROMPTS = ["a red cat", " on the\nblue ground ", "\n\n a  cat", "\n a cat", "Überall 🐈‍⬛!", "user\n", "a"]
 
 
 def states_by_loop(mllm, input_ids, pixel_values):
@@ -72,6 +72,14 @@ def test_the_layout_is_the_start_of_the_whole_text_tokenised(reader, prompt, num
     assert layout.is_text[-1] and not (layout.is_text & layout.is_image).any()
     decoded = reader.processor.tokenizer.decode(layout.input_ids[layout.is_text])
     assert decoded.endswith(prompt) and decoded[: -len(prompt)].strip() == ""
+
+
+def test_a_token_may_belong_to_template_and_prompt(reader):
+    """What the test above must survive: the pieces tokenised alone give other tokens than the whole."""
+    prompt, tokenizer = "\n a cat", reader.processor.tokenizer
+    head = reader.template(prompt, 1).partition(prompt)[0]
+    layout = reader.token_layout(prompt, 1)
+    assert len(layout.input_ids) < len(tokenizer(head)["input_ids"]) + len(tokenizer(prompt)["input_ids"])
 
 
 def test_the_template_is_the_processors_own(reader, references):

@@ -44,7 +44,7 @@ def tiny_tokenizer():
         special_tokens=SPECIAL_TOKENS,
         show_progress=False,
     )
-    bpe.train_from_iterator(["a red cat on the blue ground"] * 10, trainer)
+    bpe.train_from_iterator(["a red cat on the blue ground", "\n\n"] * 10, trainer)  # "\n\n" becomes one token
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",

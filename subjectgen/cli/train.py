@@ -15,6 +15,8 @@ def mini(
     minutes: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step. The phase's own if left out.")] = None,
 ) -> None:
     """Train one phase of mini on the emoji world."""
     from subjectgen.train.mini import train as train_mini
@@ -23,4 +25,6 @@ def mini(
         raise ValueError(
             f"--minutes {minutes} --steps {steps}: expected exactly one budget. Give --minutes or --steps."
         )
-    train_mini(phase=phase, out=out, minutes=minutes, steps=steps, resume=resume)
+    train_mini(
+        phase=phase, out=out, minutes=minutes, steps=steps, resume=resume, cutouts=cutouts, batch_size=batch_size
+    )

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.world import Scene, random_count, random_scene
 
@@ -15,35 +17,32 @@ HUES = tuple(range(0, 360, 60))  # degrees
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Scenes with their rendered truth, and the references of each: references[k] belongs to picture owner[k]."""
+    """Scenes with their rendered truth and their prompts; the references of picture i are `references[i]`."""
 
     scenes: list[Scene]
     looks: list[list[Look]]
     poses: list[list[ReferencePose]]
     target: Float[Tensor, "b 3 side side"]
-    references: Float[Tensor, "r 3 side side"]
-    owner: list[int]
+    references: Float[Tensor, "b r 3 side side"]
+    prompts: list[str]
 
 
 def batch_of(renderer: Renderer, seed: int, index: int, size: int) -> Batch:
-    """Batch `index` of a seed, rendered on the renderer's device."""
+    """Batch `index` of a seed, on the renderer's device; all its pictures have equally many subjects: no padding."""
     rng = np.random.default_rng((seed, index))
-    counts = [random_count(rng) for _ in range(size)]
-    scenes = [random_scene(rng, count) for count in counts]
-    looks = [random_looks(rng, len(renderer.names), count) for count in counts]
+    count = random_count(rng)
+    scenes = [random_scene(rng, count) for _ in range(size)]
+    looks = [random_looks(rng, len(renderer.names), count) for _ in range(size)]
     poses = [[random_reference_pose(rng) for _ in scene_looks] for scene_looks in looks]
-    return rendered(renderer, scenes, looks, poses)
-
-
-def rendered(
-    renderer: Renderer, scenes: list[Scene], looks: list[list[Look]], poses: list[list[ReferencePose]]
-) -> Batch:
-    """Draw scenes and references."""
-    owner = [picture for picture, scene_looks in enumerate(looks) for _ in scene_looks]
-    flat_looks, flat_poses = sum(looks, []), sum(poses, [])
-    references = renderer.references(flat_looks, flat_poses)
-    target = renderer.scenes(scenes, looks)
-    return Batch(scenes=scenes, looks=looks, poses=poses, target=target, references=references, owner=owner)
+    names = [[renderer.names[look.subject] for look in scene_looks] for scene_looks in looks]
+    return Batch(
+        scenes=scenes,
+        looks=looks,
+        poses=poses,
+        target=renderer.scenes(scenes, looks),
+        references=rearrange(renderer.references(sum(looks, []), sum(poses, [])), "(b r) c h w -> b r c h w", b=size),
+        prompts=[request(rng, scene, called) for scene, called in zip(scenes, names, strict=True)],
+    )
 
 
 def random_looks(rng: np.random.Generator, num_subjects: int, count: int) -> list[Look]:

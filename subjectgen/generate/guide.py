@@ -4,15 +4,15 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from subjectgen.generate.stages import Stage
+from subjectgen.generate.stages import Number, Stage
 from subjectgen.types import Condition
 
-Negative = Literal["empty_text", "no_identity", "no_condition"]
+NEGATIVES = ("empty_text", "no_identity", "no_condition")
 Velocity = Callable[[Float[Tensor, "b n c"], Float[Tensor, ""]], Float[Tensor, "b n c"]]
 
 
@@ -30,15 +30,15 @@ class Guidance:
     `embedded` is what a guidance-distilled net is told. Raises ValueError for values that say nothing clear.
     """
 
-    scale: float = 1.0
-    negative: Negative = "empty_text"
-    identity: float | None = None
-    text: float | None = None
-    embedded: float | None = None
+    scale: Number = 1.0
+    negative: str = "empty_text"
+    identity: Number | None = None
+    text: Number | None = None
+    embedded: Number | None = None
 
     def __post_init__(self):
-        if self.negative not in get_args(Negative):
-            raise ValueError(f"negative={self.negative!r}: expected one of {', '.join(get_args(Negative))}")
+        if self.negative not in NEGATIVES:
+            raise ValueError(f"negative={self.negative!r}: expected one of {', '.join(NEGATIVES)}")
         if (self.identity is None) != (self.text is None):
             raise ValueError(f"identity={self.identity}, text={self.text}: three-term guidance needs both")
         if self.identity is not None and (self.scale != 1 or self.negative != "empty_text"):
@@ -51,9 +51,9 @@ class Pass:
 
     name: str  # keys the step caches of diffusers
     text: Literal["prompt", "negative"] | None
-    semantic: float
-    identity: float
-    share: float = 1.0
+    semantic: Number
+    identity: Number
+    share: Number = 1.0
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -89,13 +89,13 @@ def plan(
     return _merged(shares)
 
 
-def _pass(name: str, text: Literal["prompt", "negative"] | None, semantic: float, identity: float) -> Pass:
+def _pass(name: str, text: Literal["prompt", "negative"] | None, semantic: Number, identity: Number) -> Pass:
     return Pass(name=name, text=text if semantic else None, semantic=semantic, identity=identity)
 
 
-def _merged(shares: Sequence[tuple[Pass, float]]) -> tuple[Pass, ...]:
+def _merged(shares: Sequence[tuple[Pass, Number]]) -> tuple[Pass, ...]:
     """Shares of equal passes added up; passes without a share left out."""
-    totals: dict[tuple[Any, ...], float] = {}
+    totals: dict[tuple[Any, ...], Number] = {}
     first: dict[tuple[Any, ...], Pass] = {}
     for each, share in shares:
         totals[each.key] = totals.get(each.key, 0.0) + share

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+Number = float | int  # beartype does not take an int for a float
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -18,10 +20,10 @@ class Stage:
     `guidance` replaces the call's guidance scale. Raises ValueError for values out of range.
     """
 
-    until: float
-    semantic: float = 1.0
-    identity: float = 1.0
-    guidance: float | None = None
+    until: Number
+    semantic: Number = 1.0
+    identity: Number = 1.0
+    guidance: Number | None = None
 
     def __post_init__(self):
         for name in ("until", "semantic", "identity"):

@@ -31,3 +31,18 @@ def _shift_and_scale(vae: Vae) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c
     else:
         shift, scale = torch.tensor([config.get("shift_factor") or 0.0]), torch.tensor([config["scaling_factor"]])
     return shift.view(-1, 1, 1), scale.view(-1, 1, 1)
+
+
+def pixels_per_latent(vae: Vae) -> int:
+    """How many pixels a latent pixel covers, along each side."""
+    if isinstance(vae, AutoencoderDC):
+        return vae.spatial_compression_ratio
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def full_size_channels(vae: Vae) -> int:
+    """Channels of the widest feature map at the picture's full size, while decoding."""
+    if isinstance(vae, AutoencoderDC):
+        return vae.config["decoder_block_out_channels"][0]
+    channels = vae.config["block_out_channels"]
+    return channels[min(1, len(channels) - 1)]  # the last upsampling leaves the second width at full size

@@ -65,7 +65,7 @@ class VaePhase:
     def pixels(self, step: int) -> Float[Tensor, "b 3 h w"]:
         """Half scenes, half references; mostly crops."""
         batch = batch_of(self.renderer, self.seed, step, self.batch_size)
-        pixels = torch.cat([batch.target, batch.references])[:: 2 if step % WHOLE_EVERY == 0 else 1]
+        pixels = torch.cat([batch.target, batch.references.flatten(0, 1)])[:: 2 if step % WHOLE_EVERY == 0 else 1]
         if step % WHOLE_EVERY == 0:
             return pixels
         return random_crops(pixels, generator_of(self.seed, step, pixels.device))

@@ -45,8 +45,8 @@ class StageContext:
 class Weights:
     """How much each kind of condition counts: 0 = not there, 1 = as it is."""
 
-    semantic: float
-    identity: float
+    semantic: float | int
+    identity: float | int
 
     def __post_init__(self):
         for kind, weight in (("semantic", self.semantic), ("identity", self.identity)):

@@ -102,7 +102,7 @@ class FluxDenoiser:
         grid: Grid,
         kept: KeyValues | None = None,
         mask: Bool[Tensor, "b kept"] | Float[Tensor, "b kept"] | None = None,
-        guidance: float | None = None,
+        guidance: float | int | None = None,
     ) -> Float[Tensor, "b n c"]:
         """Velocity of noise tokens that see one another and the kept keys (True = seen, or a bias of the logits)."""
         if mask is not None:
@@ -119,8 +119,8 @@ class FluxDenoiser:
         self,
         conditions: Sequence[Condition],
         grid: Grid,
-        semantic: float,
-        identity: float,
+        semantic: float | int,
+        identity: float | int,
         null_pooled: Float[Tensor, " pooled"],
         *,
         name: str = "cond",
@@ -145,7 +145,7 @@ class FluxDenoiser:
         tokens: Float[Tensor, "b n c"],
         sigma: float | Float[Tensor, ""] | Float[Tensor, " b"],
         context: StageContext,
-        guidance: float | None = None,
+        guidance: float | int | None = None,
     ) -> Float[Tensor, "b n c"]:
         """noise - image as predicted at `sigma`; `guidance` is what a guidance-distilled net is told."""
         times = torch.as_tensor(sigma, dtype=torch.float32, device=tokens.device).expand(len(tokens))
@@ -156,7 +156,7 @@ class FluxDenoiser:
                 velocity[rows] = self._share_velocity(tokens[rows], times[rows], share, context.grid, guidance)
         return velocity
 
-    def _share_velocity(self, tokens, times, share: Share, grid: Grid, guidance: float | None):
+    def _share_velocity(self, tokens, times, share: Share, grid: Grid, guidance: float | int | None):
         noise = self.with_positions(tokens.to(self.transformer.dtype), grid)
         image = torch.cat([noise, share.image], dim=1)
         ids = torch.cat([grid_ids(grid, device=tokens.device), share.image_ids])
@@ -176,7 +176,7 @@ class FluxDenoiser:
         """Run a group of condition tokens alone, at sigma 0, for what `call` writes down."""
         self._forward(image, text, null_pooled.expand(len(image), -1), image.new_zeros(len(image)), image_ids, call)
 
-    def _forward(self, image, text, pooled, sigma, image_ids, call: AttentionCall, guidance: float | None = None):
+    def _forward(self, image, text, pooled, sigma, image_ids, call: AttentionCall, guidance: float | int | None = None):
         """One pass of the stock transformer: the output at its image tokens."""
         told = image.new_full((len(image),), UNGUIDED if guidance is None else guidance)
         (velocity,) = self.transformer(

@@ -62,7 +62,7 @@ def real_tokens(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "b
     return places < torch.tensor(lengths, device=device)[:, None]
 
 
-def key_bias(groups: Sequence[tuple[Bool[Tensor, "batch _"], float]]) -> Float[Tensor, "batch keys"] | None:
+def key_bias(groups: Sequence[tuple[Bool[Tensor, "batch _"], float | int]]) -> Float[Tensor, "batch keys"] | None:
     """Logit bias of groups of keys one after the other, each (which are real, weight in 0..1); None if all are 0.
 
     A weight w multiplies a key's share in the softmax by w: log(w) is added to its logits, -inf for padding.
@@ -73,6 +73,6 @@ def key_bias(groups: Sequence[tuple[Bool[Tensor, "batch _"], float]]) -> Float[T
     return torch.cat([weighed(real, weight) for real, weight in groups], dim=1)
 
 
-def weighed(real: Bool[Tensor, "batch keys"], weight: float = 1.0) -> Float[Tensor, "batch keys"]:
+def weighed(real: Bool[Tensor, "batch keys"], weight: float | int = 1.0) -> Float[Tensor, "batch keys"]:
     """log(weight) where keys are real, -inf where they are padding."""
     return torch.full(real.shape, math.log(weight), device=real.device).masked_fill(~real, -math.inf)

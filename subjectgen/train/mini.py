@@ -1,0 +1,84 @@
+"""Training mini: VAE -> MLLM -> stage 1 (MLLM only) -> stage 2 (MLLM + VAE), then all parts as one pipeline."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from transformers import InternVLForConditionalGeneration
+
+from subjectgen.data.render import Renderer
+from subjectgen.data.subjects import load_subjects
+from subjectgen.models.aggregation import DualLayerAggregator
+from subjectgen.models.mllm.processor import SubjectProcessor
+from subjectgen.pipeline import SubjectPipeline
+from subjectgen.train.loop import Budget, Phase, Schedule, run
+from subjectgen.train.mllm import MllmPhase
+from subjectgen.train.subject import SHIFT, SubjectPhase
+from subjectgen.train.vae import VaePhase
+
+SCHEDULES = {
+    "vae": Schedule(rate=2e-3),
+    "mllm": Schedule(rate=1.5e-3),
+    "stage1": Schedule(rate=1e-3, cooldown=0.1),  # stage 2 goes on from it
+    "stage2": Schedule(rate=1e-3),
+}
+BATCH_SIZES = {"vae": 8, "mllm": 16, "stage1": 16, "stage2": 16}
+SETTINGS = {"conditions": "cached", "stages": "faithful", "num_inference_steps": 20, "license": "apache-2.0"}
+
+
+def train(
+    phase: str,
+    out: Path,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    cutouts: Path | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Train one phase into `out`; after stage 2 the whole pipeline is in `out/pipeline`.
+
+    Raises ValueError for an unknown phase, FileNotFoundError where the phase before has not been trained.
+    """
+    if phase not in SCHEDULES:
+        raise ValueError(f"--phase '{phase}': expected one of {', '.join(SCHEDULES)}, in this order")
+    check_before(phase, out)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    renderer = Renderer(load_subjects(cutouts=cutouts).split(unseen=False), device)
+    trained = builder(phase, out)(renderer, batch_size or BATCH_SIZES[phase], seed)
+    run(trained, out, Budget(steps=steps, minutes=minutes), SCHEDULES[phase], resume=resume)
+    if phase == "stage2":
+        assemble(out).save_pretrained(out / "pipeline", max_shard_size="15MB")
+
+
+def builder(phase: str, out: Path) -> Callable[[Renderer, int, int], Phase]:
+    """How a phase is made."""
+    if phase == "vae":
+        return lambda renderer, size, seed: VaePhase(renderer, batch_size=size, seed=seed)
+    if phase == "mllm":
+        return lambda renderer, size, seed: MllmPhase(renderer, batch_size=size, seed=seed)
+    return lambda renderer, size, seed: SubjectPhase(renderer, out, phase, batch_size=size, seed=seed)
+
+
+def check_before(phase: str, out: Path) -> None:
+    """What a phase stands on must have been trained."""
+    needed = {"stage1": ("vae", "mllm"), "stage2": ("vae", "mllm", "stage1")}.get(phase, ())
+    for name in needed:
+        if not (out / name / "export").is_dir():
+            raise FileNotFoundError(f"{out / name / 'export'} is not there: train --phase {name} into {out} first")
+
+
+def assemble(out: Path) -> SubjectPipeline:
+    """The trained parts of a run as a pipeline, bfloat16."""
+    dtype = torch.bfloat16
+    return SubjectPipeline(
+        mllm=InternVLForConditionalGeneration.from_pretrained(out / "mllm/export/mllm", dtype=dtype),
+        processor=SubjectProcessor.from_pretrained(out / "mllm/export/processor"),
+        aggregator=DualLayerAggregator.from_pretrained(out / "stage2/export/aggregator", torch_dtype=dtype),
+        transformer=FluxTransformer2DModel.from_pretrained(out / "stage2/export/transformer", torch_dtype=dtype),
+        vae=AutoencoderDC.from_pretrained(out / "vae/export", torch_dtype=dtype),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        **SETTINGS,
+    )

@@ -1,0 +1,215 @@
+"""Phases 3 and 4: aggregator and DiT learn the method, first under the MLLM alone, then under MLLM and VAE."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC, FluxTransformer2DModel
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import InternVLForConditionalGeneration
+
+from subjectgen.data.batches import Batch, batch_of, generator_of
+from subjectgen.data.render import Renderer
+from subjectgen.data.world import SIDE, Scene
+from subjectgen.evaluate.sheet import picture_grid
+from subjectgen.models.aggregation import DualLayerAggregator
+from subjectgen.models.dit.flux import FluxDenoiser
+from subjectgen.models.dit.kept import KeyValues, joined
+from subjectgen.models.mllm.internvl import InternVLReader
+from subjectgen.models.mllm.processor import SubjectProcessor
+from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
+
+WIDTH = 256
+DRAWS = 2  # noise levels drawn for each picture: its conditions are read once for all of them
+SHIFT = 2.5  # of the sigmas drawn: the ground is decided at high noise
+SUBJECT_WEIGHT = 3.0  # how much more the error inside the subjects' boxes counts
+SHEET_STEPS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """Shares of pictures whose conditions are dropped, so that every stage of sampling has been seen."""
+
+    semantic: float = 0.0  # identity tokens alone
+    identity: float = 0.0  # semantic tokens alone
+    both: float = 0.0
+
+
+STAGES = {"stage1": Dropout(both=0.05, identity=0.95), "stage2": Dropout(semantic=0.1, identity=0.1, both=0.05)}
+
+
+def new_transformer() -> FluxTransformer2DModel:
+    """mini's DiT, untrained: 16 input channels beyond the latents' 64 are position features."""
+    return FluxTransformer2DModel(
+        in_channels=64 + 16,
+        out_channels=64,
+        num_layers=2,
+        num_single_layers=6,
+        attention_head_dim=64,
+        num_attention_heads=WIDTH // 64,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=(8, 28, 28),
+    )
+
+
+def new_aggregator(reader: InternVLReader) -> DualLayerAggregator:
+    """mini's DLA over all layers, untrained; one block a pooling keeps mini small."""
+    return DualLayerAggregator(
+        num_layers=reader.num_layers, mllm_width=reader.width, width=WIDTH, pooled_width=WIDTH, num_blocks=1
+    )
+
+
+class SubjectPhase:
+    """Flow matching under conditions; `name` is stage1 or stage2."""
+
+    def __init__(self, renderer: Renderer, run: Path, name: str, *, batch_size: int = 16, seed: int = 0):
+        self.renderer, self.name, self.batch_size, self.seed = renderer, name, batch_size, seed
+        device = renderer.device
+        self.vae = AutoencoderDC.from_pretrained(run / "vae" / "export").to(device)
+        self.mllm = InternVLForConditionalGeneration.from_pretrained(run / "mllm" / "export" / "mllm").to(device)
+        processor = SubjectProcessor.from_pretrained(run / "mllm" / "export" / "processor")
+        self.reader = InternVLReader(self.mllm, processor)
+        torch.manual_seed(seed)
+        self.aggregator, self.transformer = self.start(run)
+        self.model = nn.ModuleDict({"aggregator": self.aggregator, "transformer": self.transformer}).to(device)
+        self.denoiser = FluxDenoiser(self.transformer, "cached")
+
+    def start(self, run: Path) -> tuple[DualLayerAggregator, FluxTransformer2DModel]:
+        """New networks for stage 1, those of stage 1 for stage 2."""
+        if self.name == "stage1":
+            return new_aggregator(self.reader), new_transformer()
+        before = run / "stage1" / "export"
+        return (
+            DualLayerAggregator.from_pretrained(before / "aggregator", dtype=torch.float32),
+            FluxTransformer2DModel.from_pretrained(before / "transformer", torch_dtype=torch.float32),
+        )
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Squared error of the velocity, weighted towards the subjects."""
+        batch = batch_of(self.renderer, self.seed, step, self.batch_size)
+        random = generator_of(self.seed, step, self.renderer.device)
+        with torch.autocast(self.renderer.device.type, torch.bfloat16):
+            image = self.denoiser.pack(self.latents(batch.target))
+            states, is_image, mask = self.hidden_states(batch)
+            kept, seen, pooled = self.conditions(batch, states, is_image, mask, random)
+            error = self.squared_error(image, kept, seen, pooled, random)
+        weight = repeat(box_weights(batch.scenes).to(error), "b n -> (d b) n", d=DRAWS)
+        return (error.mean(-1) * weight).mean() / weight.mean(), {"plain": error.mean().item()}
+
+    @torch.no_grad()
+    def latents(self, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c rows columns"]:
+        """Normalised latents."""
+        return latents_from_pixels(self.vae, pixels).float()
+
+    @torch.no_grad()
+    def hidden_states(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "b layers t width"], Bool[Tensor, "b t"], Bool[Tensor, "b t"]]:
+        """Hidden states of whole prompts, which tokens are image tokens, and which are not template or padding."""
+        layouts = [self.reader.token_layout(prompt, batch.references.shape[1]) for prompt in batch.prompts]
+        ids, is_image, is_text, real = (
+            pad_sequence(rows, batch_first=True).to(self.renderer.device)
+            for rows in (
+                [layout.input_ids for layout in layouts],
+                [layout.is_image for layout in layouts],
+                [layout.is_text for layout in layouts],
+                [torch.ones_like(layout.is_text) for layout in layouts],
+            )
+        )
+        states = self.reader.hidden_states(ids, batch.references.flatten(0, 1), real.long())
+        return states.float(), is_image, is_image | is_text
+
+    def conditions(
+        self,
+        batch: Batch,
+        states: Float[Tensor, "b layers t width"],
+        is_image: Bool[Tensor, "b t"],
+        mask: Bool[Tensor, "b t"],
+        random: torch.Generator,
+    ) -> tuple[KeyValues, Bool[Tensor, "b kept"], Float[Tensor, "b pooled"]]:
+        """Kept keys of all conditions, which of them each picture sees after dropout, and its pooled vector."""
+        null = self.aggregator.null_pooled
+        tokens, pooled = self.aggregator(states, is_image, mask)
+        semantic, identity = kept_conditions(self.name, len(mask), random)
+        groups, seen = [self.denoiser.semantic_kv(tokens, mask, null)], [mask & semantic[:, None]]
+        if identity.any():
+            latents = self.denoiser.pack(self.latents(batch.references.flatten(0, 1)))
+            references = rearrange(latents, "(b r) n c -> b r n c", b=len(mask))
+            grid = (SIDE // 16, SIDE // 16)
+            groups.append(self.denoiser.identity_kv(references, grid, grid, null))
+            seen.append(repeat(identity, "b -> b n", n=groups[-1].num_tokens))
+        return joined(groups), torch.cat(seen, dim=1), torch.where(semantic[:, None], pooled, null.to(pooled))
+
+    def squared_error(
+        self,
+        image: Float[Tensor, "b n c"],
+        kept: KeyValues,
+        seen: Bool[Tensor, "b kept"],
+        pooled: Float[Tensor, "b pooled"],
+        random: torch.Generator,
+    ) -> Float[Tensor, "draws n c"]:
+        """(predicted velocity - (noise - image))^2 at DRAWS noise levels of each picture."""
+        image, seen, pooled = (torch.cat([x] * DRAWS) for x in (image, seen, pooled))
+        kept = kept.each(lambda tensor: torch.cat([tensor] * DRAWS))
+        noise = torch.randn(image.shape, generator=random, device=image.device)
+        sigma = shifted(torch.rand(len(image), generator=random, device=image.device))
+        noisy = torch.lerp(image, noise, sigma[:, None, None])
+        grid = (SIDE // 16, SIDE // 16)
+        velocity = self.denoiser.denoise_with_kv(noisy, sigma, pooled, grid, kept, seen)
+        return (velocity.float() - (noise - image)).square()
+
+    @torch.no_grad()
+    def sheet(self) -> Image.Image:
+        """For eight scenes: the first reference, the rendered truth, and what the model paints."""
+        batch = batch_of(self.renderer, self.seed + 1, 0, 8)
+        random = generator_of(self.seed + 1, 0, self.renderer.device)
+        dropout = generator_of(self.seed + 1, 1, self.renderer.device)
+        with torch.autocast(self.renderer.device.type, torch.bfloat16):
+            states, is_image, mask = self.hidden_states(batch)
+            kept, _, pooled = self.conditions(batch, states, is_image, mask, dropout)
+            seen = torch.cat([mask, mask.new_ones(len(mask), kept.num_tokens - mask.shape[1])], dim=1)
+            tokens = torch.randn((8, 64, 64), generator=random, device=self.renderer.device)
+            sigmas = shifted(torch.linspace(1, 0, SHEET_STEPS + 1, device=tokens.device))
+            for now, then in zip(sigmas, sigmas[1:], strict=False):
+                tokens += (then - now) * self.denoiser.denoise_with_kv(tokens, now[None], pooled, (8, 8), kept, seen)
+        painted = pixels_from_latents(self.vae, self.denoiser.unpack(tokens, 8, 8))
+        return picture_grid(torch.cat([batch.references[:, 0], batch.target, painted]), columns=8)
+
+    def export(self, folder: Path) -> None:
+        """Save both networks in bfloat16."""
+        for name, network in self.model.items():
+            copy = type(network).from_config(network.config)
+            copy.load_state_dict(network.state_dict())
+            copy.to(torch.bfloat16).save_pretrained(folder / name, max_shard_size="15MB")
+
+
+def kept_conditions(
+    name: str, size: int, random: torch.Generator
+) -> tuple[Bool[Tensor, " size"], Bool[Tensor, " size"]]:
+    """Which pictures keep their semantic and their identity tokens."""
+    drop = STAGES[name]
+    draw = torch.rand(size, generator=random, device=random.device)
+    lone_semantic = (draw >= drop.both) & (draw < drop.both + drop.identity)
+    lone_identity = (draw >= drop.both + drop.identity) & (draw < drop.both + drop.identity + drop.semantic)
+    none = draw < drop.both
+    return ~(none | lone_identity), ~(none | lone_semantic)
+
+
+def shifted(uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Sigmas moved towards noise."""
+    return SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+
+
+def box_weights(scenes: list[Scene]) -> Float[Tensor, "b tokens"]:
+    """Weight of each token's error: 1 on the ground, 1 + SUBJECT_WEIGHT inside the subjects' boxes."""
+    inside = torch.zeros(len(scenes), SIDE, SIDE)
+    for picture, scene in enumerate(scenes):
+        for left, top, right, bottom in (box for placement in scene.placements for box in placement.boxes()):
+            inside[picture, top:bottom, left:right] = 1
+    tokens = rearrange(inside, "b (h p) (w q) -> b (h w) (p q)", p=16, q=16).mean(-1)
+    return 1 + SUBJECT_WEIGHT * tokens

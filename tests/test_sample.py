@@ -1,0 +1,101 @@
+"""The loop over steps, with closed-form velocities instead of a network."""
+
+import itertools
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from subjectgen.generate.sample import sample, schedule
+from subjectgen.generate.stages import Stage, resolve_stages, stage_at
+
+NOISE = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))
+
+
+def scheduled(num_steps: int = 8) -> FlowMatchEulerDiscreteScheduler:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=2.5)
+    schedule(scheduler, num_steps, num_tokens=6)
+    return scheduler
+
+
+@pytest.mark.parametrize("num_steps", [1, 8])
+def test_the_exact_velocity_leads_from_noise_to_the_image(num_steps):
+    seen = []
+
+    def velocity(tokens, sigma):
+        assert torch.allclose(tokens, (1 - sigma) * IMAGE + sigma * NOISE, atol=1e-5)
+        seen.append(float(sigma))
+        return NOISE - IMAGE
+
+    result = sample(NOISE, scheduled(num_steps), resolve_stages("faithful"), lambda stage: velocity)
+    assert torch.allclose(result, IMAGE, atol=1e-5)
+    assert seen[0] == 1.0 and seen == sorted(seen, reverse=True) and len(seen) == num_steps
+
+
+def test_a_velocity_that_depends_on_place_is_an_euler_solver():
+    """dx/dsigma = x, so each step multiplies by 1 + (next - sigma)."""
+    scheduler = scheduled(5)
+    sigmas = [2.5 * s / (1 + 1.5 * s) for s in (1.0, 0.8, 0.6, 0.4, 0.2)] + [0.0]
+    expected = NOISE.clone()
+    for sigma, after in itertools.pairwise(sigmas):
+        expected = expected + (after - sigma) * expected
+    result = sample(NOISE, scheduler, resolve_stages("faithful"), lambda stage: lambda tokens, sigma: tokens)
+    assert torch.allclose(result, expected, atol=1e-5)
+
+
+def test_every_step_belongs_to_its_stage_and_each_stage_is_prepared_once():
+    stages = (Stage(0.99), Stage(0.7), Stage(0.0))
+    prepared, steps = [], []
+
+    def velocity_for(stage):
+        prepared.append(stage)
+        return lambda tokens, sigma: steps.append((stage, float(sigma))) or torch.zeros_like(tokens)
+
+    sample(NOISE, scheduled(), stages, velocity_for)
+    assert prepared == list(stages)
+    assert all(stage is stage_at(stages, sigma) for stage, sigma in steps)
+
+
+def test_a_stage_without_steps_is_never_prepared():
+    prepared = []
+    stages = (Stage(0.5), Stage(0.49), Stage(0.0))
+    sample(NOISE, scheduled(4), stages, lambda stage: prepared.append(stage) or (lambda tokens, sigma: tokens))
+    assert stages[1] not in prepared and len(prepared) == 2
+
+
+def test_after_step_sees_every_step_and_may_change_the_tokens():
+    scheduler, seen = scheduled(4), []
+
+    def after_step(step, timestep, tokens):
+        seen.append((step, float(timestep)))
+        return IMAGE if step == 3 else tokens
+
+    result = sample(NOISE, scheduler, resolve_stages("faithful"), lambda _: lambda x, s: x, after_step=after_step)
+    assert torch.equal(result, IMAGE)
+    assert seen == [(step, float(timestep)) for step, timestep in enumerate(scheduler.timesteps)]
+
+
+def test_interruption_keeps_what_is_there():
+    seen = []
+
+    def after_step(step, timestep, tokens):
+        seen.append(tokens)
+        return tokens
+
+    result = sample(
+        NOISE,
+        scheduled(),
+        resolve_stages("faithful"),
+        lambda _: lambda x, s: x,
+        after_step=after_step,
+        interrupted=lambda: len(seen) == 2,
+    )
+    assert len(seen) == 2 and torch.equal(result, seen[-1])
+
+
+def test_tokens_stay_float32_however_the_noise_comes():
+    assert (
+        sample(NOISE.bfloat16(), scheduled(), resolve_stages("faithful"), lambda _: lambda x, s: x).dtype
+        == torch.float32
+    )

@@ -5,34 +5,33 @@
 | mllm | InternVL, causal, pixel shuffle | reads the prompt and 16 tokens of each reference together |
 | aggregator | DualLayerAggregator | fuses all layers of it, text and image tokens apart |
 | transformer | FluxTransformer2DModel | 64 noise tokens; conditions cached |
-| vae | AutoencoderKL | 8x, 16 channels |
+| vae | AutoencoderDC | 8x, 16 channels |
 | scheduler | FlowMatchEulerDiscreteScheduler | the shift it was trained with |
 
 What it was trained and measured for (stages, steps, sizes) is in its `model_index.json`.
 """
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import InternVLForConditionalGeneration
 
 from subjectgen import DualLayerAggregator, SubjectPipeline, SubjectProcessor
 from subjectgen.weights import find_folder, verify
 
 WEIGHTS = "mini"
-LICENSE = "apache-2.0"
 
 
 def load(dtype: torch.dtype = torch.float32) -> SubjectPipeline:
     """The trained pipeline on the CPU, its files checked against the manifest. Raises WeightsError."""
     folder = find_folder("weights") / WEIGHTS
     verify(folder)
-    settings = SubjectPipeline.load_config(folder)
-    return SubjectPipeline(
+    settings, _, _ = SubjectPipeline.extract_init_dict(SubjectPipeline.load_config(folder))
+    components = dict(
         mllm=InternVLForConditionalGeneration.from_pretrained(folder / "mllm", dtype=dtype),
         processor=SubjectProcessor.from_pretrained(folder / "processor"),
         aggregator=DualLayerAggregator.from_pretrained(folder / "aggregator", torch_dtype=dtype),
         transformer=FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
-        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype),
+        vae=AutoencoderDC.from_pretrained(folder / "vae", torch_dtype=dtype),
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
-        **{name: settings[name] for name in SubjectPipeline.SETTINGS if name in settings},
     )
+    return SubjectPipeline(**{**settings, **components})

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
@@ -15,7 +14,7 @@ from subjectgen.generate.guide import needs_negative
 from subjectgen.generate.identity import identity_tokens
 from subjectgen.models.dit.flux import FluxDenoiser
 from subjectgen.models.mllm.internvl import InternVLReader
-from subjectgen.models.vae import latents_from_pixels
+from subjectgen.models.vae import Vae, latents_from_pixels
 from subjectgen.request import ResolvedRequest, Subjects
 from subjectgen.types import Condition, IdentityTokens, ReferencePrefix, SemanticTokens
 
@@ -40,7 +39,7 @@ def prefixes(reader: InternVLReader, subjects: Sequence[Subjects]) -> list[Refer
 
 
 def identities(
-    vae: AutoencoderKL, denoiser: FluxDenoiser, subjects: Sequence[Subjects], device: torch.device
+    vae: Vae, denoiser: FluxDenoiser, subjects: Sequence[Subjects], device: torch.device
 ) -> list[IdentityTokens]:
     """Identity tokens of each list of references; equal pictures are encoded once."""
     latents: dict[str, Float[Tensor, "c h w"]] = {}

@@ -55,7 +55,7 @@ class SubjectEmbeds:
 
     @classmethod
     def load(cls, path: str | Path) -> "SubjectEmbeds":
-        """Read what `save` wrote, on the CPU. Raises FileNotFoundError, or ValueError when it is another kind of file."""
+        """Read what `save` wrote, on the CPU. Raises FileNotFoundError, or ValueError for any other kind of file."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"'{path}' does not exist: expected a file written by SubjectEmbeds.save()")
@@ -87,8 +87,10 @@ class SubjectEmbeds:
         names = sorted(self.fingerprints.keys() | fingerprints.keys())
         differing = [name for name in names if self.fingerprints.get(name) != fingerprints.get(name)]
         if differing:
-            shown = (f"{name} ({_short(self.fingerprints.get(name))} made them, here it is {_short(fingerprints.get(name))})"
-                     for name in differing)  # fmt: skip
+            shown = [
+                f"{name} (made by {_short(self.fingerprints.get(name))}, here {_short(fingerprints.get(name))})"
+                for name in differing
+            ]
             raise ValueError(f"these SubjectEmbeds come from a different model: {', '.join(shown)}. {REMEDY}")
 
 

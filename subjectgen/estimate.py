@@ -10,6 +10,7 @@ from torch import nn
 from subjectgen.generate.guide import plan
 from subjectgen.generate.sample import schedule
 from subjectgen.generate.stages import Stage, split_steps
+from subjectgen.models.vae import full_size_channels
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
@@ -77,7 +78,7 @@ def estimate(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> Estimate:
         pictures=resolved.num_pictures,
         references=_num_references(resolved),
         stages=stages,
-        conditions=pipe.config.conditions,
+        conditions=pipe.config["conditions"],
         weight_bytes={name: _bytes(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)},
         activation_bytes={
             "encode": _encode_bytes(pipe, resolved),
@@ -117,7 +118,7 @@ def _semantic_tokens(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> in
 
 
 def _identity_tokens(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> int:
-    per_reference = (pipe.config.reference_size // pipe.limits.pixels_per_token) ** 2
+    per_reference = (pipe.config["reference_size"] // pipe.limits.pixels_per_token) ** 2
     return per_reference * _num_references(resolved)
 
 
@@ -134,7 +135,7 @@ def _sample_bytes(pipe: "SubjectPipeline", resolved: "ResolvedRequest", stages: 
     width = config.num_attention_heads * config.attention_head_dim
     largest = max(stages, key=lambda each: each.semantic_tokens + each.identity_tokens)
     conditions = largest.semantic_tokens + largest.identity_tokens
-    if pipe.config.conditions == "joint":
+    if pipe.config["conditions"] == "joint":
         return resolved.num_pictures * (largest.noise_tokens + conditions) * width * DIT_WIDTHS * item
     blocks = config.num_layers + config.num_single_layers
     kept = max(each.passes for each in stages) * conditions * 2 * blocks
@@ -143,9 +144,8 @@ def _sample_bytes(pipe: "SubjectPipeline", resolved: "ResolvedRequest", stages: 
 
 def _decode_bytes(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> int:
     """Pictures x height x width x channels of the widest full-size map x 4."""
-    channels = pipe.vae.config.block_out_channels
-    widest = channels[min(1, len(channels) - 1)]  # the last upsampling leaves the second width at full size
-    return resolved.num_pictures * resolved.height * resolved.width * widest * VAE_MAPS * _item(pipe.vae)
+    area = resolved.height * resolved.width
+    return resolved.num_pictures * area * full_size_channels(pipe.vae) * VAE_MAPS * _item(pipe.vae)
 
 
 def _num_references(resolved: "ResolvedRequest") -> int:
@@ -162,8 +162,7 @@ def _item(module) -> int:
 
 
 def _line(each: StageEstimate) -> str:
-    stage = each.stage
-    name = f"until {stage.until:g}"
+    name = f"until {each.stage.until:g}"
     return (
         f"{name:>16} {each.steps:>6} {each.passes:>7} {each.noise_tokens:>6} {each.semantic_tokens:>9} "
         f"{each.identity_tokens:>9}"

@@ -27,13 +27,12 @@ def write_repository_files(pipeline: "SubjectPipeline", folder: Path) -> None:
 def upload(
     folder: Path,
     repo_id: str,
-    *,
     commit_message: str = "Upload SubjectPipeline",
     private: bool | None = None,
     token: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Create the repository if need be and upload the folder; a model card that is there already stays. Returns the URL."""
+    """Upload to a repository, created if need be; a model card that is there already stays. Returns the commit's URL."""
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     kept = [ALWAYS_KEPT] if file_exists(repo_id, ALWAYS_KEPT, token=token) else None
     commit = upload_folder(
@@ -50,29 +49,28 @@ def upload(
 def model_card(pipeline: "SubjectPipeline") -> ModelCard:
     """The card: what the checkpoint is, how to use it, what it consists of and what it was set up for."""
     data = ModelCardData(
-        library_name="diffusers", pipeline_tag=PIPELINE_TAG, license=pipeline.config.license, tags=list(TAGS)
+        library_name="diffusers", pipeline_tag=PIPELINE_TAG, license=pipeline.config["license"], tags=list(TAGS)
     )
     parts = [_introduction(pipeline), _components(pipeline), _settings(pipeline)]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
 def _introduction(pipeline: "SubjectPipeline") -> str:
-    config = pipeline.config
+    limit = pipeline.config["max_references"]
     return f"""# Subject-driven generation
 
-A picture of your subject, in the scene you describe: an MLLM reads the prompt and up to {config.max_references} reference
-images together, its layers are fused, VAE latents of the references add identity, and a DiT denoises in stages.
+A picture of your subject, in the scene you describe: an MLLM reads the prompt and up to {limit} reference images together,
+its layers are fused, VAE latents of the references add identity, and a DiT denoises in stages.
 
 ```python
 from subjectgen import SubjectPipeline
 
 pipe = SubjectPipeline.from_pretrained("path or repo id")
-image = pipe("a red ground, the subject in the centre", "reference.png").images[0]
+image = pipe("the subject on a beach", "reference.png").images[0]
 ```
 
-The code is the Python package `subjectgen`. Without importing it first,
-`DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)` loads this repository from a folder;
-for a repo id run `import subjectgen` before it."""
+The code is the Python package `subjectgen`. After `import subjectgen`, diffusers finds it by itself:
+`DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`."""
 
 
 def _components(pipeline: "SubjectPipeline") -> str:

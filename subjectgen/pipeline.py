@@ -2,12 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+)
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -26,7 +33,9 @@ from subjectgen.generate.to_image import Pictures, to_image
 from subjectgen.images import subject_lists
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.flux import FluxDenoiser
+from subjectgen.models.dit.positions import Grid
 from subjectgen.models.mllm.internvl import InternVLReader
+from subjectgen.models.vae import pixels_per_latent
 from subjectgen.request import (
     Limits,
     Request,
@@ -67,7 +76,7 @@ class SubjectPipeline(DiffusionPipeline):
         processor: ProcessorMixin,
         aggregator: DualLayerAggregator,
         transformer: FluxTransformer2DModel,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AutoencoderDC,
         scheduler: FlowMatchEulerDiscreteScheduler,
         conditions: Literal["cached", "joint"] = "cached",
         stages: Any = "paper",
@@ -199,25 +208,25 @@ class SubjectPipeline(DiffusionPipeline):
     @property
     def limits(self) -> Limits:
         """What this checkpoint can do, and does when nothing is asked."""
-        pixels_per_latent = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        pixels = pixels_per_latent(self.vae)
         defaults = {each.name: self.config[each.name] for each in fields(Limits) if each.name in self.config}
         return Limits(
-            pixels_per_latent=pixels_per_latent,
-            pixels_per_token=pixels_per_latent * PATCH,
-            latent_channels=self.vae.config.latent_channels,
+            pixels_per_latent=pixels,
+            pixels_per_token=pixels * PATCH,
+            latent_channels=self.vae.config["latent_channels"],
             **defaults,
         )
 
     def adapters(self) -> tuple[InternVLReader, FluxDenoiser]:
         """What reads with the MLLM and what paints with the DiT, on the device where this pipeline computes."""
         reader = InternVLReader(self.mllm, self.processor, device=self._execution_device)
-        return reader, FluxDenoiser(self.transformer, self.config.conditions)
+        return reader, FluxDenoiser(self.transformer, self.config["conditions"])
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """What tells this model's SubjectEmbeds from another's; hashed once, and again when weights change."""
         hashes = self._fingerprints(mllm=self.mllm, vae=self.vae, processor=self.processor)
-        return hashes | {"reference_size": str(self.config.reference_size)}
+        return hashes | {"reference_size": str(self.config["reference_size"])}
 
     @property
     def num_timesteps(self) -> int:
@@ -248,7 +257,7 @@ class SubjectPipeline(DiffusionPipeline):
         null_pooled = self.aggregator.null_pooled.to(noise.device)
         schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], noise.device)
         self._num_timesteps = len(self.scheduler.timesteps)
-        with self.progress_bar(total=self._num_timesteps) as bar:
+        with self.progress_bar(total=self._num_timesteps) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
             tokens = sample(
                 denoiser.pack(noise),
                 self.scheduler,
@@ -275,7 +284,7 @@ class SubjectPipeline(DiffusionPipeline):
         return after_step
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SubjectPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> "SubjectPipeline":
         """As of every DiffusionPipeline; files that a manifest speaks of are checked first. Raises WeightsError."""
         if Path(pretrained_model_name_or_path).is_dir():
             verify(pretrained_model_name_or_path)
@@ -284,28 +293,35 @@ class SubjectPipeline(DiffusionPipeline):
         except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise WeightsError(f"'{pretrained_model_name_or_path}' cannot be loaded: {error}") from error
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  (without flashpack)
         self,
-        save_directory: str | Path,
+        save_directory: str | PathLike,
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str | None = None,
         push_to_hub: bool = False,
         **hub_options: Any,
     ) -> None:
-        """As of every DiffusionPipeline, with `pipeline.py` and a model card; `hub_options` are those of `push_to_hub`."""
+        """As of every DiffusionPipeline, with `pipeline.py` and a model card; `hub_options` as of `push_to_hub`."""
         super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size)
         hub.write_repository_files(self, Path(save_directory))
         if push_to_hub:
             hub.upload(Path(save_directory), **{"repo_id": Path(save_directory).name, **hub_options})
 
-    def push_to_hub(
-        self, repo_id: str, safe_serialization: bool = True, variant: str | None = None, **hub_options: Any
+    def push_to_hub(  # type: ignore[override]  (a pipeline is a whole repository, no subfolder of one)
+        self,
+        repo_id: str,
+        commit_message: str = "Upload SubjectPipeline",
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
     ) -> str:
         """Save and upload; a model card that the repository already has stays. Returns the commit's URL."""
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant)
-            return hub.upload(Path(folder), repo_id, **hub_options)
+            return hub.upload(Path(folder), repo_id, commit_message, private, token, create_pr)
 
 
 def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:

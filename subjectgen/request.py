@@ -1,4 +1,4 @@
-"""What the user asked for, and what that means: two types, so that nothing downstream asks whether a value was given."""
+"""What the user asked for, and what that means: two types, so that nothing downstream asks if a value was given."""
 
 import hashlib
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ def schedule(
 
 def _sigmas(scheduler: FlowMatchEulerDiscreteScheduler) -> Float[Tensor, " steps"]:
     """Sigma at the start of each step."""
-    return scheduler.timesteps / scheduler.config["num_train_timesteps"]
+    return torch.as_tensor(scheduler.timesteps) / scheduler.config["num_train_timesteps"]
 
 
 def _shift(scheduler: FlowMatchEulerDiscreteScheduler, num_tokens: int) -> float:
@@ -52,13 +52,14 @@ def sample(
     go on with. When `interrupted` turns true, the tokens are returned as they are.
     """
     tokens, acting, velocity = noise.float(), None, None
-    for step, (timestep, sigma) in enumerate(zip(scheduler.timesteps, _sigmas(scheduler), strict=True)):
+    timesteps, sigmas = torch.as_tensor(scheduler.timesteps), _sigmas(scheduler)
+    for step, level in enumerate(sigmas.tolist()):
         if interrupted():
             break
-        stage = stage_at(stages, float(sigma))
+        stage = stage_at(stages, level)
         if stage is not acting or velocity is None:
             acting, velocity = stage, velocity_for(stage)
-        tokens = scheduler.step(velocity(tokens, sigma), timestep, tokens, return_dict=False)[0]  # type: ignore[arg-type]
+        tokens = scheduler.step(velocity(tokens, sigmas[step]), timesteps[step], tokens, return_dict=False)[0]  # type: ignore[arg-type]
         if after_step is not None:
-            tokens = after_step(step, timestep, tokens)
+            tokens = after_step(step, timesteps[step], tokens)
     return tokens

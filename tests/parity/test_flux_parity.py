@@ -91,8 +91,9 @@ class KontextDenoiser(FluxDenoiser):
     def prepare(self, *args, **options):
         context = super().prepare(*args, **options)
         (share,) = context.shares
-        rows, columns = context.grid
-        ids = share.image_ids - torch.tensor([-1, rows, columns])
+        rows, columns = args[1]
+        ids = share.image_ids.clone()
+        ids[rows * columns :] -= torch.tensor([-1, rows, columns])
         return replace(context, shares=(replace(share, image_ids=ids),))
 
 

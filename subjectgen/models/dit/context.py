@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from subjectgen.models.dit.kept import KeyValues, joined, key_bias, real_tokens, stacked
-from subjectgen.models.dit.positions import Grid, reference_ids
+from subjectgen.models.dit.positions import Grid, image_ids
 from subjectgen.types import Condition, IdentityTokens, SemanticTokens
 
 readings = itertools.count()  # step caches must never take one reading of a condition for another
@@ -26,7 +26,7 @@ class Share:
     rows: tuple[int, ...]
     text: Float[Tensor, "b text width"]
     image: Float[Tensor, "b references channels"]
-    image_ids: Float[Tensor, "references 3"]
+    image_ids: Float[Tensor, "noise_and_references 3"]
     pooled: Float[Tensor, "b pooled"]
     kept: KeyValues | None = None
     bias: Float[Tensor, "b keys"] | None = None
@@ -36,8 +36,8 @@ class Share:
 class StageContext:
     """Everything about the conditions of one batch that does not change from step to step."""
 
-    grid: Grid
     shares: tuple[Share, ...]
+    features: Float[Tensor, "1 noise features"]  # of position, for a net with surplus input channels
     name: str
 
 
@@ -82,7 +82,7 @@ def joint_shares(
             rows=tuple(rows),
             text=text,
             image=image,
-            image_ids=reference_ids(grids, grid, text.device),
+            image_ids=image_ids(grid, grids, text.device),
             pooled=_pooled(members, null_pooled),
             bias=key_bias([(real, weights.semantic), noise, (seen.expand(-1, image.shape[1]), weights.identity)]),
         )
@@ -107,7 +107,7 @@ def cached_share(
         rows=tuple(range(len(conditions))),
         text=null_pooled.new_zeros(len(conditions), 0, config["joint_attention_dim"]),
         image=null_pooled.new_zeros(len(conditions), 0, config["in_channels"]),
-        image_ids=reference_ids((), grid, null_pooled.device),
+        image_ids=image_ids(grid, (), null_pooled.device),
         pooled=_pooled(conditions, null_pooled),
         kept=joined([kept for (kept, _), _ in groups]) if groups else None,
         bias=key_bias([(noise, 1.0), *((real, weight) for (_, real), weight in groups)]),

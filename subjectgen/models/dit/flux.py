@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subjectgen.models.dit.context import Memo, Share, StageContext, Weights, cached_share, joint_shares
+from subjectgen.models.dit.context import Memo, StageContext, Weights, cached_share, joint_shares
 from subjectgen.models.dit.kept import KeyValues, weighed
 from subjectgen.models.dit.positions import Grid, grid_ids, position_features, reference_ids
 from subjectgen.models.dit.processor import AttentionCall, ConditionProcessor, rotated
@@ -138,7 +138,8 @@ class FluxDenoiser:
             shares = tuple(joint_shares(self, present, grid, weights, null_pooled))
         else:
             shares = (cached_share(self, present, grid, weights, null_pooled, {} if memo is None else memo),)
-        return StageContext(grid=grid, shares=shares, name=name)
+        features = self._position_features(grid, null_pooled)
+        return StageContext(shares=shares, features=features, name=name)
 
     def velocity(
         self,
@@ -149,28 +150,25 @@ class FluxDenoiser:
     ) -> Float[Tensor, "b n c"]:
         """noise - image as predicted at `sigma`; `guidance` is what a guidance-distilled net is told."""
         times = torch.as_tensor(sigma, dtype=torch.float32, device=tokens.device).expand(len(tokens))
+        noise = torch.cat([tokens, context.features.expand(len(tokens), -1, -1)], dim=-1).to(context.features.dtype)
         velocity = torch.empty_like(tokens)
         for index, share in enumerate(context.shares):
             rows = list(share.rows)
+            image = torch.cat([noise[rows], share.image], dim=1)
+            call = AttentionCall(kept=share.kept, bias=share.bias)
             with self.transformer.cache_context(f"{context.name}/{index}/{share.text.shape[1]}/{share.image.shape[1]}"):
-                velocity[rows] = self._share_velocity(tokens[rows], times[rows], share, context.grid, guidance)
+                out = self._forward(image, share.text, share.pooled, times[rows], share.image_ids, call, guidance)
+            velocity[rows] = out[:, : tokens.shape[1]].to(tokens.dtype)
         return velocity
-
-    def _share_velocity(self, tokens, times, share: Share, grid: Grid, guidance: float | int | None):
-        noise = self.with_positions(tokens.to(self.transformer.dtype), grid)
-        image = torch.cat([noise, share.image], dim=1)
-        ids = torch.cat([grid_ids(grid, device=tokens.device), share.image_ids])
-        call = AttentionCall(kept=share.kept, bias=share.bias)
-        velocity = self._forward(image, share.text, share.pooled, times, ids, call, guidance)
-        return velocity[:, : tokens.shape[1]].to(tokens.dtype)
 
     def with_positions(self, tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n wider"]:
         """Tokens with the position features that a net with surplus input channels expects."""
-        surplus = self.transformer.config["in_channels"] - tokens.shape[-1]
-        if not surplus:
+        if self.transformer.config["in_channels"] == tokens.shape[-1]:
             return tokens
-        features = position_features(*grid, surplus).to(tokens)
-        return torch.cat([tokens, features.expand(len(tokens), -1, -1)], dim=-1)
+        return torch.cat([tokens, self._position_features(grid, tokens).expand(len(tokens), -1, -1)], dim=-1)
+
+    def _position_features(self, grid: Grid, like: Tensor) -> Float[Tensor, "1 n features"]:
+        return position_features(*grid, self.transformer.config["in_channels"] - self.num_channels).to(like)[None]
 
     def _read(self, image, text, null_pooled, image_ids, call: AttentionCall) -> None:
         """Run a group of condition tokens alone, at sigma 0, for what `call` writes down."""

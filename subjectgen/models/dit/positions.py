@@ -34,6 +34,11 @@ def reference_ids(
     return torch.cat([grid_ids((0, 0), device=device), *(grid_ids(grid, offset, device) for grid, offset in places)])
 
 
+def image_ids(noise: Grid, references: Sequence[Grid], device: torch.device | None = None) -> Float[Tensor, "tokens 3"]:
+    """Rotary ids of the noise and the references behind it."""
+    return torch.cat([grid_ids(noise, device=device), reference_ids(references, noise, device)])
+
+
 def position_features(rows: int, columns: int, num_features: int) -> Float[Tensor, "tokens features"]:
     """Sines and cosines of each token's place in its own grid, four features (y and x) per octave.
 

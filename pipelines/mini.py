@@ -26,12 +26,12 @@ def load(dtype: torch.dtype = torch.float32) -> SubjectPipeline:
     folder = find_folder("weights") / WEIGHTS
     verify(folder)
     settings, _, _ = SubjectPipeline.extract_init_dict(SubjectPipeline.load_config(folder))
-    components = dict(
-        mllm=InternVLForConditionalGeneration.from_pretrained(folder / "mllm", dtype=dtype),
-        processor=SubjectProcessor.from_pretrained(folder / "processor"),
-        aggregator=DualLayerAggregator.from_pretrained(folder / "aggregator", torch_dtype=dtype),
-        transformer=FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
-        vae=AutoencoderDC.from_pretrained(folder / "vae", torch_dtype=dtype),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
-    )
+    components = {
+        "mllm": InternVLForConditionalGeneration.from_pretrained(folder / "mllm", dtype=dtype),
+        "processor": SubjectProcessor.from_pretrained(folder / "processor"),
+        "aggregator": DualLayerAggregator.from_pretrained(folder / "aggregator", torch_dtype=dtype),
+        "transformer": FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
+        "vae": AutoencoderDC.from_pretrained(folder / "vae", torch_dtype=dtype),
+        "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+    }
     return SubjectPipeline(**{**settings, **components})

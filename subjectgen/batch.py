@@ -62,7 +62,10 @@ def conditions(
     identity: Sequence[IdentityTokens],
 ) -> tuple[list[Condition], list[Condition]]:
     """Conditions of each picture with its prompt, and with its negative prompt (none where none was read)."""
-    by_text = {(text, subjects.key): tokens for (text, subjects), tokens in zip(read, semantic, strict=True)}
+    by_text = {
+        (text, subjects.key): tokens if len(tokens.tokens) else None  # the empty text about nothing has no tokens
+        for (text, subjects), tokens in zip(read, semantic, strict=True)
+    }
 
     def of(texts: Sequence[str]) -> list[Condition]:
         keys = [(text, subjects.key) for text, subjects in zip(texts, resolved.subjects, strict=True)]

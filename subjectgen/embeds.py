@@ -67,7 +67,10 @@ class SubjectEmbeds:
             raise ValueError(f"'{path}' cannot be read ({error}): it is corrupt or cut off. {REMEDY}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"'{path}' has format {metadata.get('format')!r}: expected {FORMAT!r}. {REMEDY}")
-        return cls._from_tensors(tensors, metadata)
+        try:
+            return cls._from_tensors(tensors, metadata)
+        except KeyError as error:
+            raise ValueError(f"'{path}' lacks {error}: it was altered. {REMEDY}") from error
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> "SubjectEmbeds":

@@ -32,7 +32,7 @@ def upload(
     token: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Upload to a repository, created if need be; a model card that is there already stays. Returns the commit's URL."""
+    """Upload to a repository, new or old; a model card that is there already stays. Returns the commit's URL."""
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     kept = [ALWAYS_KEPT] if file_exists(repo_id, ALWAYS_KEPT, token=token) else None
     commit = upload_folder(
@@ -59,8 +59,8 @@ def _introduction(pipeline: "SubjectPipeline") -> str:
     limit = pipeline.config["max_references"]
     return f"""# Subject-driven generation
 
-A picture of your subject, in the scene you describe: an MLLM reads the prompt and up to {limit} reference images together,
-its layers are fused, VAE latents of the references add identity, and a DiT denoises in stages.
+A picture of your subject, in the scene you describe: an MLLM reads the prompt and up to {limit} reference images
+together, its layers are fused, VAE latents of the references add identity, and a DiT denoises in stages.
 
 ```python
 from subjectgen import SubjectPipeline
@@ -83,7 +83,8 @@ def _components(pipeline: "SubjectPipeline") -> str:
 
 def _settings(pipeline: "SubjectPipeline") -> str:
     rows = ["| setting | value |", "|---|---|"]
-    rows += [f"| `{name}` | `{value}` |" for name, value in sorted(pipeline.parameters.items())]
+    settings = {name: value for name, value in sorted(pipeline.parameters.items()) if name != "license"}
+    rows += [f"| `{name}` | `{value}` |" for name, value in settings.items()]
     return "## Settings\n\n" + "\n".join(rows)
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import (
@@ -45,10 +45,12 @@ from subjectgen.request import (
     read_images,
     resolve,
 )
+from subjectgen.strict import check_complete
 from subjectgen.types import Condition
 from subjectgen.weights import WeightsError, verify
 
 PATCH = 2  # latent pixels per token, both sides
+RESTORE = "Save or download it again, or check its name."
 Callback = Callable[..., dict[str, Any] | None]
 
 
@@ -78,7 +80,7 @@ class SubjectPipeline(DiffusionPipeline):
         transformer: FluxTransformer2DModel,
         vae: AutoencoderKL | AutoencoderDC,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        conditions: Literal["cached", "joint"] = "cached",
+        conditions: str = "cached",
         stages: Any = "paper",
         max_references: int = 3,
         reference_size: int = 128,
@@ -285,13 +287,17 @@ class SubjectPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> "SubjectPipeline":
-        """As of every DiffusionPipeline; files that a manifest speaks of are checked first. Raises WeightsError."""
-        if Path(pretrained_model_name_or_path).is_dir():
-            verify(pretrained_model_name_or_path)
+        """As of every DiffusionPipeline; but strict, and what a manifest speaks of is checked. Raises WeightsError."""
+        name = str(pretrained_model_name_or_path)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
+            verify(folder)
+            pipe = super().from_pretrained(folder, **kwargs)
+            check_complete(pipe.components, folder, passed=kwargs)
         except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-            raise WeightsError(f"'{pretrained_model_name_or_path}' cannot be loaded: {error}") from error
+            raise WeightsError(f"'{name}' cannot be loaded: {error}. {RESTORE}") from error
+        pipe.register_to_config(_name_or_path=name)
+        return pipe
 
     def save_pretrained(  # type: ignore[override]  (without flashpack)
         self,

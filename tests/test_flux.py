@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
@@ -257,6 +258,48 @@ def test_gradients_reach_every_weight_and_both_conditions():
         assert tensor.grad is not None and tensor.grad.abs().sum() > 0
 
 
+def test_gradient_checkpointing_changes_no_gradient():
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        transformer = tiny_flux().requires_grad_(True).train()
+        if checkpointing:
+            transformer.enable_gradient_checkpointing()
+        denoiser = FluxDenoiser(transformer)
+        kept = joined(
+            [
+                denoiser.semantic_kv(semantic(7, 1).tokens[None], None, NULL),
+                denoiser.identity_kv(identity((3, 4), seed=2).tokens[0][None, None], (3, 4), GRID, NULL),
+            ]
+        )
+        denoiser.denoise_with_kv(noise(), torch.tensor([0.3]), NULL[None], GRID, kept).square().sum().backward()
+        return [weight.grad for weight in transformer.parameters()]
+
+    assert all(map(torch.allclose, gradients(True), gradients(False)))
+
+
+@pytest.fixture
+def unchecked():
+    """Without shape checks, which cannot be compiled."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@MODES
+def test_compiled_blocks_share_one_graph_per_kind(mode, unchecked):
+    """compile_repeated_blocks pays for the first block and for each kind, not for every block."""
+    transformer = tiny_flux(depth=4)
+    denoiser = FluxDenoiser(transformer, mode)
+    condition = Condition(semantic=semantic(7, 1), identity=identity((3, 4), seed=2))
+    expected = velocity(denoiser, noise(), [condition])
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    fresh = replace(condition, identity=replace(condition.identity, kv={}))
+    assert torch.allclose(velocity(denoiser, noise(), [fresh]), expected, atol=1e-5)
+    assert graphs["unique_graphs"] - before <= 3
+
+
 def test_key_bias_is_the_log_of_the_weight():
     real = torch.tensor([[True, True, False]])
     assert key_bias([(torch.ones(1, 2, dtype=torch.bool), 1.0)]) is None
@@ -354,3 +397,16 @@ def test_stacked_pads_and_shares():
     assert torch.equal(batch.keys[0][0], kept.keys[0][0]) and torch.equal(batch.values[1][2, :2], kept.values[1][0, :2])
     same, _ = stacked([kept, kept])
     assert same.keys[0].data_ptr() == kept.keys[0].data_ptr() and len(same.keys[0]) == 2
+
+
+def test_a_lora_reads_a_subject_again():
+    peft = pytest.importorskip("peft")
+    transformer, subject = tiny_flux(), Condition(identity=identity((3, 4), seed=2))
+    denoiser = FluxDenoiser(transformer)
+    before = velocity(denoiser, noise(), [subject])
+    transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False))
+    fresh = Condition(identity=replace(subject.identity, kv={}))
+    with_lora = velocity(denoiser, noise(), [subject])
+    assert torch.equal(with_lora, velocity(denoiser, noise(), [fresh])) and not torch.allclose(with_lora, before)
+    transformer.disable_lora()
+    assert torch.allclose(velocity(denoiser, noise(), [subject]), before, atol=1e-5)

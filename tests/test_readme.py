@@ -5,8 +5,9 @@ import importlib
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import typer
@@ -15,10 +16,9 @@ from subjectgen.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-NOT_PRINTED = {"__init__.py", "__pycache__", "out", "runs", "dist", "build", "node_modules"}
+NOT_PRINTED = {"README.md", "__init__.py", "__pycache__", "out", "runs", "dist", "build", "node_modules"}
 SHELLS = {"bash", "sh", "shell", "console"}
 MORE = {"...", "…"}
-NAME = re.compile(r"[\w.-]+(/[\w.-]+)*/?")
 
 
 def fenced(text: str) -> Iterator[tuple[str, str]]:
@@ -26,55 +26,61 @@ def fenced(text: str) -> Iterator[tuple[str, str]]:
     yield from re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def printed_tree(text: str) -> dict[str, set[str]]:
-    """Folder => names printed below it, for every folder that shows its contents; "" is the root.
+@dataclass
+class Printed:
+    """What is printed of one folder: names in it, and whether these are all files or all entries of it."""
 
-    A line is `name  description`, or `name/  other/  description`; depth is where the name starts, whether spaces or
-    branches stand before it.
+    names: set[str] = field(default_factory=set)
+    complete: Literal["no", "files", "entries"] = "no"
+
+
+def printed_tree(text: str) -> dict[str, Printed]:
+    """What is printed of each folder; "" is the root.
+
+    A line is `name  description` or `name, name  description`. Depth is where the names start, whether spaces or
+    branches stand before them. Files and folders named in a folder's description are in it; if it names nothing else,
+    they are all its files.
     """
     body = next((body for _, body in fenced(text) if re.search(r"^[\s│├└─]*subjectgen/\s", body, re.MULTILINE)), "")
-    tree: dict[str, set[str]] = {}
+    tree: dict[str, Printed] = {}
     open_folders: list[tuple[int, str]] = []
     for line in filter(str.strip, body.splitlines()):
         column = len(line) - len(line.lstrip(" │├└─"))
-        names = names_of(line[column:])
+        names, _, description = line[column:].partition("  ")
         while open_folders and open_folders[-1][0] >= column:
             open_folders.pop()
-        parent = open_folders[-1][1] if open_folders else ""
-        tree.setdefault(parent, set()).update(name.rstrip("/") for name in names)
-        if len(names) == 1 and names[0].endswith("/"):
-            open_folders.append((column, f"{parent}{names[0]}"))
+        parent = tree.setdefault(open_folders[-1][1] if open_folders else "", Printed())
+        parent.complete = "entries"
+        parent.names |= {name.strip().rstrip("/") for name in names.split(",")}
+        if names.strip().endswith("/"):
+            folder = f"{open_folders[-1][1] if open_folders else ''}{names.strip()}"
+            open_folders.append((column, folder))
+            if (described := described_names(description)).names:
+                tree[folder] = described
     return tree
 
 
-def names_of(line: str) -> list[str]:
-    """The first word, and those after it that are clearly files or folders too."""
-    first, *others = re.split(r",?\s+", line.strip())
-    names = [first]
-    for other in others:
-        if not (
-            NAME.fullmatch(other) and (other.endswith("/") or Path(other).suffix in {".py", ".md", ".toml", ".txt"})
-        ):
-            break
-        names.append(other)
-    return names
+def described_names(description: str) -> Printed:
+    words = [word.strip(",;:()") for word in description.split()]
+    names = {word.rstrip("/") for word in words if re.fullmatch(r"[\w.-]+(\.(py|md|toml|json|png)|/)", word)}
+    return Printed(names, "files" if len(names) == len(words) else "no")
 
 
-def real_names(folder: Path) -> set[str]:
-    names = {path.name for path in folder.iterdir()} - NOT_PRINTED
-    return {name for name in names if not name.startswith(".") and not name.endswith(".egg-info")}
-
-
-def tree_faults(tree: dict[str, set[str]], root: Path) -> list[str]:
+def tree_faults(tree: dict[str, Printed], root: Path) -> list[str]:
     faults = []
-    for folder, names in tree.items():
-        printed = {name.split("/")[0] for name in names - MORE}
-        faults += [
-            f"printed, not there: {folder}{name}" for name in names - MORE if not (root / folder / name).exists()
-        ]
-        if not names & MORE and (root / folder).is_dir():
-            faults += [f"there, not printed: {folder}{name}" for name in real_names(root / folder) - printed]
+    for folder, printed in tree.items():
+        names = printed.names - MORE
+        faults += [f"printed, not there: {folder}{name}" for name in names if not (root / folder / name).exists()]
+        if printed.complete != "no" and printed.names == names and (root / folder).is_dir():
+            there = real_names(root / folder, files_only=printed.complete == "files")
+            faults += [f"there, not printed: {folder}{name}" for name in there - names]
     return sorted(faults)
+
+
+def real_names(folder: Path, *, files_only: bool) -> set[str]:
+    paths = [path for path in folder.iterdir() if path.is_file() or not files_only]
+    names = {path.name for path in paths} - NOT_PRINTED
+    return {name for name in names if not name.startswith(".") and not name.endswith(".egg-info")}
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -160,7 +166,9 @@ subjectgen/       the library
   cli/            commands
     info.py       what is here
   files.py        whole files
-tests/  LOG.md    more
+LOG.md, tests     more
+docs/             a.md b.md
+notes/            why: c.md, and more
 ```
 """
     BRANCHES = """
@@ -169,13 +177,16 @@ subjectgen/           the library
 ├── cli/              commands
 │   └── info.py       what is here
 └── files.py          whole files
-tests/, LOG.md        more
+LOG.md, tests         more
+docs/                 a.md b.md
+notes/                why: c.md, and more
 ```
 """
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        for name in ("subjectgen/cli/info.py", "subjectgen/files.py", "subjectgen/__init__.py", "tests/x.py", "LOG.md"):
+        for name in ("subjectgen/cli/info.py", "subjectgen/files.py", "subjectgen/__init__.py", "tests/x.py", "LOG.md",
+                     "docs/a.md", "docs/b.md", "docs/deeper/x", "notes/c.md", "notes/d.md"):  # fmt: skip
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).touch()
         return tmp_path
@@ -184,16 +195,22 @@ tests/, LOG.md        more
     def test_tree_is_read(self, folder: Path, text: str):
         tree = printed_tree(text)
         assert tree == {
-            "": {"subjectgen", "tests", "LOG.md"},
-            "subjectgen/": {"cli", "files.py"},
-            "subjectgen/cli/": {"info.py"},
+            "": Printed({"subjectgen", "tests", "LOG.md", "docs", "notes"}, "entries"),
+            "subjectgen/": Printed({"cli", "files.py"}, "entries"),
+            "subjectgen/cli/": Printed({"info.py"}, "entries"),
+            "docs/": Printed({"a.md", "b.md"}, "files"),
+            "notes/": Printed({"c.md"}, "no"),
         }
         assert tree_faults(tree, folder) == []
 
     def test_faults_are_found(self, folder: Path):
         (folder / "subjectgen" / "cli" / "info.py").rename(folder / "subjectgen" / "cli" / "train.py")
+        (folder / "docs" / "new.md").touch()
+        (folder / "notes" / "c.md").unlink()
         assert tree_faults(printed_tree(self.SPACES), folder) == [
+            "printed, not there: notes/c.md",
             "printed, not there: subjectgen/cli/info.py",
+            "there, not printed: docs/new.md",
             "there, not printed: subjectgen/cli/train.py",
         ]
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
 from PIL import Image
 
 from subjectgen.generate.identity import identity_tokens
 from subjectgen.generate.to_image import to_image
 from subjectgen.models.dit.flux import FluxDenoiser
-from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
+from subjectgen.models.vae import latents_from_pixels, pixels_from_latents, pixels_per_latent
 
 PIXELS = torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -79,3 +79,31 @@ def test_pictures_in_every_form(output_type):
         assert np.allclose(result, expected.permute(0, 2, 3, 1), atol=1e-6)
     else:
         assert torch.allclose(result, latents if output_type == "latent" else expected, atol=1e-6)
+
+
+def test_a_deep_compression_autoencoder():
+    torch.manual_seed(0)
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_block_types=("ResBlock", "ResBlock"),
+        decoder_block_types=("ResBlock", "ResBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.4,
+    )
+    vae.requires_grad_(False)
+    raw = vae.encode(PIXELS).latent
+    latents = latents_from_pixels(vae, PIXELS)
+    assert torch.allclose(latents, raw * 0.4, atol=1e-6)
+    assert torch.allclose(pixels_from_latents(vae, latents), vae.decode(raw).sample, atol=1e-5)
+    assert latents.shape[-2:] == (12 // pixels_per_latent(vae), 20 // pixels_per_latent(vae))
+
+
+def test_pixels_per_latent_of_a_kl_autoencoder():
+    vae = tiny_vae()
+    assert latents_from_pixels(vae, PIXELS).shape[-2:] == (12 // pixels_per_latent(vae), 20 // pixels_per_latent(vae))

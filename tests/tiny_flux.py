@@ -10,13 +10,13 @@ GRID = (3, 5)
 NULL = torch.linspace(-1, 1, POOLED)
 
 
-def tiny_flux(surplus: int = 0, **config) -> FluxTransformer2DModel:
+def tiny_flux(surplus: int = 0, depth: int = 2, **config) -> FluxTransformer2DModel:
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         in_channels=CHANNELS + surplus,
         out_channels=CHANNELS,
-        num_layers=2,
-        num_single_layers=2,
+        num_layers=depth,
+        num_single_layers=depth,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=WIDTH,

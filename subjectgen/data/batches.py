@@ -1,6 +1,7 @@
 """Endless training batches of the emoji world; batch n of a seed is always the same."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -34,13 +35,14 @@ def batch_of(renderer: Renderer, seed: int, index: int, size: int) -> Batch:
     scenes = [random_scene(rng, count) for _ in range(size)]
     looks = [random_looks(rng, len(renderer.names), count) for _ in range(size)]
     poses = [[random_reference_pose(rng) for _ in scene_looks] for scene_looks in looks]
+    references = renderer.references(list(chain(*looks)), list(chain(*poses)))
     names = [[renderer.names[look.subject] for look in scene_looks] for scene_looks in looks]
     return Batch(
         scenes=scenes,
         looks=looks,
         poses=poses,
         target=renderer.scenes(scenes, looks),
-        references=rearrange(renderer.references(sum(looks, []), sum(poses, [])), "(b r) c h w -> b r c h w", b=size),
+        references=rearrange(references, "(b r) c h w -> b r c h w", b=size),
         prompts=[request(rng, scene, called) for scene, called in zip(scenes, names, strict=True)],
     )
 

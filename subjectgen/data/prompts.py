@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from subjectgen.data.render import Look, ReferencePose, Renderer, colour_words_of
-from subjectgen.data.world import Ground, Placement, Scene, choice
+from subjectgen.data.world import Ground, Placement, Scene, choice, random_count, random_scene
 
 PLACE_WORDS = {
     "top left": ("in the top left", "in the top left corner", "at the upper left"),
@@ -36,7 +36,12 @@ GROUND_WORDS = {
     "room": ("a {c} room", "a room with a {c} wall", "a {c} wall with a floor"),
 }
 NUMBER_WORDS = {2: ("two of", "a pair of", "2 of"), 3: ("three of", "3 of", "a row of three of")}
-ORDERS = ("{subjects} on {ground}", "on {ground}, {subjects}", "{subjects}, {ground} behind", "show {subjects} on {ground}")
+ORDERS = (
+    "{subjects} on {ground}",
+    "on {ground}, {subjects}",
+    "{subjects}, {ground} behind",
+    "show {subjects} on {ground}",
+)
 JOINTS = (" and ", ", ", ", with ")
 
 
@@ -50,7 +55,8 @@ class Talk:
 
 def request(rng: np.random.Generator, scene: Scene, names: list[str]) -> str:
     """Ask for the scene, in one of many wordings."""
-    subjects = [subject_phrase(rng, p, i + 1, name) for i, (p, name) in enumerate(zip(scene.placements, names, strict=True))]
+    called = enumerate(zip(scene.placements, names, strict=True), start=1)
+    subjects = [subject_phrase(rng, placement, position, name) for position, (placement, name) in called]
     text = choice(rng, JOINTS).join(subjects)
     return choice(rng, ORDERS).format(subjects=text, ground=ground_phrase(rng, scene.ground))
 
@@ -73,9 +79,7 @@ def ground_phrase(rng: np.random.Generator, ground: Ground) -> str:
 
 def canonical(scene: Scene) -> str:
     """The scene in fixed words: what a plan rewrites any request to."""
-    parts = [
-        f"image {i}: {p.place}, {p.size}, {p.pose}, {p.number}" for i, p in enumerate(scene.placements, start=1)
-    ]
+    parts = [f"image {i}: {p.place}, {p.size}, {p.pose}, {p.number}" for i, p in enumerate(scene.placements, start=1)]
     return "; ".join([f"ground: {scene.ground.colour} {scene.ground.pattern}", *parts])
 
 
@@ -125,8 +129,6 @@ def questions(renderer: Renderer, look: Look, pose: ReferencePose, position: int
 
 def corpus(names: tuple[str, ...], seed: int = 0, size: int = 4000) -> list[str]:
     """Sentences for the tokenizer."""
-    from subjectgen.data.world import random_count, random_scene
-
     rng = np.random.default_rng(seed)
     lines = list(names)
     for _ in range(size):

@@ -18,6 +18,7 @@ from subjectgen.data.world import COLOURS, PATTERNS, POSES, SIDE, SIZES, Ground,
 TEXTURE = 64  # pixels of the texture that scenes draw from; references draw from the full cut-out
 SKY = (190, 220, 245)
 PAPER = 255.0
+Colour = tuple[float | int, ...]  # red, green, blue, 0..255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Renderer:
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         points = corners @ turn.T + (pose.x, pose.y)
         edges = np.concatenate([points.min(0), points.max(0)])
-        return tuple(int(round(edge)) for edge in ((edges + 1) * 50).clip(0, 100))  # type: ignore[return-value]
+        return tuple(round(edge) for edge in ((edges + 1) * 50).clip(0, 100))  # type: ignore[return-value]
 
     def grounds(self, grounds: Sequence[Ground]) -> Float[Tensor, "b 3 side side"]:
         """Backgrounds, pixels 0..1."""
@@ -160,9 +161,7 @@ def affine(layers: Layers) -> Float[Tensor, "n 2 3"]:
     return torch.from_numpy(np.concatenate([turn, shift[..., None]], -1)).float()
 
 
-def hue_shift(
-    rgba: Float[Tensor, "n 4 side2 side2"], degrees: Float[Tensor, " n"]
-) -> Float[Tensor, "n 4 side2 side2"]:
+def hue_shift(rgba: Float[Tensor, "n 4 side2 side2"], degrees: Float[Tensor, " n"]) -> Float[Tensor, "n 4 side2 side2"]:
     """Rotate colours about the gray axis; brightness stays, alpha is untouched."""
     radians = torch.deg2rad(degrees.float())
     cos, sin = torch.cos(radians)[:, None, None], torch.sin(radians)[:, None, None]
@@ -175,7 +174,7 @@ def hue_shift(
     return torch.cat([turned.clamp(min=0).minimum(alpha), alpha], dim=1)
 
 
-def ground_colours(ground: Ground) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def ground_colours(ground: Ground) -> tuple[Colour, Colour]:
     """First and second colour of a pattern."""
     colour = COLOURS[ground.colour]
     if ground.pattern == "hills":
@@ -186,10 +185,11 @@ def ground_colours(ground: Ground) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def alpha_extent(alpha: Float[Tensor, "texture texture"]) -> np.ndarray:
-    """Outline points (x, y in -1..1) of a cut-out: the ends of every row."""
+    """Outline points (x, y in -1..1) of a cut-out: the corners of every row."""
     rows, columns = np.nonzero(alpha.numpy() > 0.3)
     ends = [(c, r) for r in np.unique(rows) for c in (columns[rows == r].min(), columns[rows == r].max() + 1)]
-    return np.array(ends) / alpha.shape[-1] * 2 - 1
+    corners = [(c, y) for c, r in ends for y in (r, r + 1)]
+    return np.array(corners) / alpha.shape[-1] * 2 - 1
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,15 +23,19 @@ FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 FONT_SIZE = 109  # the only bitmap size in the font
 CODEPOINTS = ((0x1F300, 0x1F5FF), (0x1F680, 0x1F6FF), (0x1F900, 0x1F9FF), (0x1FA70, 0x1FAFF), (0x2600, 0x27BF))
 # Signs, glyphs and people are not things one would ask a picture of, or differ from each other in a few pixels only.
-NOT_THINGS = frozenset(
-    "sign symbol face faces arrow arrows button moon hand hands person people man men woman women boy girl family adult "
-    "baby child older bust busts modifier component square circle circled dingbat digit input keycap letter zodiac medal "
-    "heart hearts speaker mailbox entry swimmer surfer runner cyclist bicyclist pedestrian dancer couple kiss wedding "
-    "princess prince guardsman officer mage elf genie zombie superhero supervillain merperson fairy no non mobile left "
-    "right index backhand bookmark triangle diamond asterisk mark ornament aries taurus gemini cancer leo virgo libra "
-    "scorpius sagittarius capricorn aquarius pisces clock document selfie shrug wrestlers handball juggling fencer "
-    "position restroom wc customs claim potable littering closed incoming outbox inbox".split()
-)
+NOT_THINGS = {
+    "sign", "symbol", "face", "faces", "arrow", "arrows", "button", "moon", "hand", "hands", "person", "people",
+    "man", "men", "woman", "women", "boy", "girl", "family", "adult", "baby", "child", "older", "bust", "busts",
+    "modifier", "component", "square", "circle", "circled", "dingbat", "digit", "input", "keycap", "letter",
+    "zodiac", "medal", "heart", "hearts", "speaker", "mailbox", "entry", "swimmer", "surfer", "runner", "cyclist",
+    "bicyclist", "pedestrian", "dancer", "couple", "kiss", "wedding", "princess", "prince", "guardsman", "officer",
+    "mage", "elf", "genie", "zombie", "superhero", "supervillain", "merperson", "fairy", "no", "non", "mobile",
+    "left", "right", "index", "backhand", "bookmark", "triangle", "diamond", "asterisk", "mark", "ornament",
+    "aries", "taurus", "gemini", "cancer", "leo", "virgo", "libra", "scorpius", "sagittarius", "capricorn",
+    "aquarius", "pisces", "clock", "document", "selfie", "shrug", "wrestlers", "handball", "juggling", "fencer",
+    "position", "restroom", "wc", "customs", "claim", "potable", "littering", "closed", "incoming", "outbox",
+    "inbox",
+}  # fmt: skip
 UNSEEN_SHARE = 10  # one name in so many is never trained on
 
 
@@ -59,22 +63,32 @@ def default_cache() -> Path:
 
 
 def load_subjects(cache: Path | None = None, cutouts: Path | None = None) -> Subjects:
-    """Read the cached cut-outs, building the cache from the font, or from a folder of cut-outs, when it is absent."""
+    """Read the cut-outs of a folder, or else the cached ones of the font, drawing these once if they are not there.
+
+    Raises FileNotFoundError when neither is there, ValueError for pictures that are no cut-outs or a damaged cache.
+    """
+    if cutouts:
+        return subjects_of(pictures_of_folder(cutouts))
     cache = cache or default_cache()
     if not cache.exists():
-        build_cache(cache, cutouts)
-    with safe_open(str(cache), framework="pt") as file:
-        return Subjects(names=tuple(json.loads(file.metadata()["names"])), rgba=file.get_tensor("rgba"))
+        save_subjects(subjects_of(pictures_of_font(FONT)), cache)
+    try:
+        with safe_open(str(cache), framework="pt") as file:
+            return Subjects(names=tuple(json.loads(file.metadata()["names"])), rgba=file.get_tensor("rgba"))
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{cache} cannot be read ({error}): delete it, and it is made again") from error
 
 
-def build_cache(cache: Path, cutouts: Path | None = None) -> None:
-    """Draw every subject once and write them to one safetensors file."""
-    pictures = pictures_of_folder(cutouts) if cutouts else pictures_of_font(FONT)
-    if not pictures:
-        raise ValueError(f"no cut-outs found in {cutouts or FONT}: expected pictures with transparency (PNG, WebP).")
+def subjects_of(pictures: dict[str, Image.Image]) -> Subjects:
+    """Pictures by name => cut-outs of one size."""
     rgba = torch.stack([torch.from_numpy(np.array(fit(picture))).permute(2, 0, 1) for picture in pictures.values()])
+    return Subjects(names=tuple(pictures), rgba=rgba.contiguous())
+
+
+def save_subjects(subjects: Subjects, cache: Path) -> None:
+    """Write cut-outs to one safetensors file."""
     with whole_file(cache) as path:
-        save_file({"rgba": rgba.contiguous()}, path, metadata={"names": json.dumps(list(pictures))})
+        save_file({"rgba": subjects.rgba}, path, metadata={"names": json.dumps(subjects.names)})
 
 
 def pictures_of_font(font: Path) -> dict[str, Image.Image]:
@@ -91,8 +105,23 @@ def pictures_of_font(font: Path) -> dict[str, Image.Image]:
 
 def pictures_of_folder(folder: Path) -> dict[str, Image.Image]:
     """Read every cut-out of a folder; a file's stem is the subject's name."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: expected one with cut-outs (PNG or WebP with alpha)")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in {".png", ".webp"})
-    return {file.stem.replace("_", " "): Image.open(file).convert("RGBA") for file in files}
+    if not files:
+        raise ValueError(f"{folder} holds no PNG or WebP: expected cut-outs with alpha, named for what they show")
+    return {file.stem.replace("_", " "): cutout(file) for file in files}
+
+
+def cutout(file: Path) -> Image.Image:
+    """One picture with alpha."""
+    with Image.open(file) as picture:
+        if not picture.has_transparency_data:
+            raise ValueError(f"{file} has no alpha: expected a cut-out, transparent around its subject")
+        rgba = picture.convert("RGBA")
+    if rgba.getchannel("A").getextrema()[1] < 128:
+        raise ValueError(f"{file} is transparent everywhere: expected a cut-out with an opaque subject")
+    return rgba
 
 
 def things() -> list[tuple[int, str]]:

@@ -57,10 +57,13 @@ class Scores:
 class EmojiBenchmark:
     """Prompts, references and truths on subjects held out from training."""
 
-    def __init__(self, num_prompts: int):
-        unseen = load_subjects().split(unseen=True)
+    def __init__(self, num_prompts: int, cutouts: Path | None = None):
+        unseen = load_subjects(cutouts=cutouts).split(unseen=True)
         if len(unseen.names) < NUM_SUBJECTS:
-            raise ValueError(f"{len(unseen.names)} unseen subjects: the benchmark needs {NUM_SUBJECTS}; use the font's cache")
+            raise ValueError(
+                f"{cutouts or 'the font'} gives {len(unseen.names)} subjects never trained on: expected {NUM_SUBJECTS} "
+                "(a tenth of all, by their names)"
+            )
         self.renderer = Renderer(unseen)
         rng = np.random.default_rng(SEED)
         self.looks = [Look(subject=i, hue=float(rng.choice(HUES))) for i in range(NUM_SUBJECTS)]
@@ -98,16 +101,22 @@ class EmojiBenchmark:
 
 
 def evaluate(
-    model: str, num_prompts: int, out: Path, stages: Sequence[str] = ("default", "mllm only", "paper")
+    model: str,
+    num_prompts: int,
+    out: Path,
+    stages: Sequence[str] = ("default", "mllm only", "paper"),
+    cutouts: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Measure a model under several stage settings; writes scores.jsonl, table.json and sheet.png, prints the table."""
-    pipe, benchmark = load(model), EmojiBenchmark(num_prompts)
+    benchmark = EmojiBenchmark(num_prompts, cutouts)
+    pipe = load(model, device=torch.accelerator.current_accelerator() or "cpu")
     pipe.set_progress_bar_config(disable=True)
     rows: dict[str, dict[str, float]] = {}
     painted: dict[str, list[Tensor]] = {}
     for name in stages:
         painted[name] = paint(pipe, benchmark, name)
-        scores = [benchmark.score(*pair) for pair in track(list(zip(benchmark.cases, painted[name], strict=True)), f"scoring, {name}")]
+        pairs = list(zip(benchmark.cases, painted[name], strict=True))
+        scores = [benchmark.score(*pair) for pair in track(pairs, f"scoring, {name}")]
         rows[name] = summary(scores)
         write_lines(out / f"scores-{name.replace(' ', '-')}.jsonl", benchmark.cases, scores)
     reconstruction = reconstruction_psnr(pipe, benchmark)
@@ -132,7 +141,7 @@ def paint(pipe: SubjectPipeline, benchmark: EmojiBenchmark, stages: str) -> list
             generator=[torch.Generator().manual_seed(SEED + start + i) for i in range(len(cases))],
             output_type="pt",
         )
-        pictures += list(result.images.float() * 2 - 1)
+        pictures += list(result.images.float().cpu() * 2 - 1)
     return pictures
 
 
@@ -142,8 +151,8 @@ def reconstruction_psnr(pipe: SubjectPipeline, benchmark: EmojiBenchmark) -> flo
     with torch.no_grad():
         for case in benchmark.cases:
             truth = benchmark.truth(case)
-            decoded = pixels_from_latents(pipe.vae, latents_from_pixels(pipe.vae, truth[None]))[0].float()
-            values.append(psnr(decoded.clamp(-1, 1), truth))
+            latents = latents_from_pixels(pipe.vae, truth[None].to(pipe.device))
+            values.append(psnr(pixels_from_latents(pipe.vae, latents)[0].float().cpu().clamp(-1, 1), truth))
     return float(np.mean(values))
 
 
@@ -170,13 +179,15 @@ def psnr(picture: Float[Tensor, "..."], truth: Float[Tensor, "..."]) -> float:
 
 def summary(scores: Sequence[Scores]) -> dict[str, float]:
     """Shares in percent, and the mean PSNR."""
-    shares = {name: 100 * float(np.mean([getattr(s, name) for s in scores])) for name in ("ground", "place", "identity")}
+    answers = ("ground", "place", "identity")
+    shares = {name: 100 * float(np.mean([getattr(s, name) for s in scores])) for name in answers}
     return {**shares, "region_psnr": float(np.mean([s.region_psnr for s in scores]))}
 
 
 def write_lines(path: Path, cases: Sequence[Case], scores: Sequence[Scores]) -> None:
     """One JSON line a picture."""
-    lines = [json.dumps({"prompt": c.prompt, "subject": c.subject, **asdict(s)}) for c, s in zip(cases, scores, strict=True)]
+    pairs = zip(cases, scores, strict=True)
+    lines = [json.dumps({"prompt": c.prompt, "subject": c.subject, **asdict(s)}) for c, s in pairs]
     with whole_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
 

@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from subjectgen.files import whole_file
 from subjectgen.train.optimizer import Optimizers
+from subjectgen.weights import WeightsError
 
 NAME = "checkpoint.safetensors"
+REMEDY = "choose another --out, or delete the file to begin anew"
 
 
 def save_checkpoint(
@@ -31,10 +33,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel) -> dict[str, Any]:
-    """Put a run back as it was; returns the saved counters."""
-    with safe_open(str(folder / NAME), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        metadata = file.metadata()
+    """Put a run back as it was; returns the saved counters. Raises WeightsError if the file is damaged or of others."""
+    tensors, metadata = read(folder / NAME)
+    check(folder / NAME, part(tensors, "model."), model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -43,6 +44,28 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, ema:
     ema.optimization_step = int(metadata["ema_steps"])
     optimizers.load_tensors(part(tensors, "optimizer."))
     return json.loads(metadata["state"])
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a checkpoint."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} cannot be read ({error}): it is corrupt or cut off; {REMEDY}") from error
+
+
+def check(path: Path, saved: dict[str, Tensor], model: nn.Module) -> None:
+    """Refuse a checkpoint of other networks."""
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    found = {name: tensor.shape for name, tensor in saved.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise WeightsError(
+            f"{path} belongs to another network: {len(wrong)} parameters differ, the first is {name} "
+            f"({found.get(name)} in the file, {expected.get(name)} expected); {REMEDY}"
+        )
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,8 +1,7 @@
 """One training loop for every phase: budgets, checkpoints, EMA, losses as CSV, sheets of samples."""
 
-import csv
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,15 +9,15 @@ from typing import Protocol
 import torch
 from diffusers.training_utils import EMAModel
 from PIL import Image
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from subjectgen.files import whole_file
-from subjectgen.train.checkpoint import load_checkpoint, save_checkpoint
+from subjectgen.files import remove_parts, whole_file, whole_folder
+from subjectgen.train.checkpoint import NAME, load_checkpoint, save_checkpoint
+from subjectgen.train.interruption import interruption
 from subjectgen.train.optimizer import Optimizers
+from subjectgen.train.report import LossLog, ProgressBar
 
 EMA_DECAY = 0.999
-LOG_EVERY = 20  # steps between lines of the CSV
 CLIP = 1.0  # largest norm of the gradient
 
 
@@ -27,7 +26,7 @@ class Phase(Protocol):
 
     name: str
     batch_size: int
-    model: nn.Module  # what is trained
+    model: nn.Module  # what is trained; all that it learns are parameters
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of one batch, and figures to log."""
@@ -44,7 +43,7 @@ class Phase(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """When a phase ends: after so many steps or minutes, whichever comes first."""
+    """When a phase ends: after so many steps or minutes of training, whichever comes first."""
 
     steps: int | None = None
     minutes: float | None = None
@@ -52,6 +51,8 @@ class Budget:
     def __post_init__(self):
         if self.steps is None and self.minutes is None:
             raise ValueError("a phase needs a budget: give steps=, minutes= or both")
+        if any(limit is not None and limit <= 0 for limit in (self.steps, self.minutes)):
+            raise ValueError(f"steps={self.steps}, minutes={self.minutes}: a budget must be greater than 0")
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the budget that is spent, 0..1."""
@@ -65,8 +66,12 @@ class Schedule:
     """Learning rate: linear warm-up, a plateau, and a linear way down at the end of the budget."""
 
     rate: float
-    warmup: int = 100
+    warmup: int = 100  # steps
     cooldown: float = 0.4  # share of the budget
+
+    def __post_init__(self):
+        if self.rate <= 0 or self.warmup < 1 or not 0 < self.cooldown <= 1:
+            raise ValueError(f"{self}: expected rate > 0, warmup >= 1 step, cooldown > 0 and at most 1")
 
     def at(self, step: int, progress: float) -> float:
         """The rate of a step."""
@@ -75,10 +80,10 @@ class Schedule:
 
 @dataclass(kw_only=True)
 class State:
-    """Where a run stands; the checkpoint holds it whole."""
+    """Where a run stands; the checkpoint holds it whole. The step is also the data's position."""
 
     step: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # spent in steps
 
 
 def run(
@@ -91,37 +96,51 @@ def run(
     checkpoint_minutes: float = 3.0,
     sheet_minutes: float = 10.0,
 ) -> State:
-    """Train a phase to the end of its budget, then write its EMA weights to `out/<phase>/export`."""
+    """Train a phase to the end of its budget, then write its EMA weights to `out/<phase>/export`.
+
+    Raises KeyboardInterrupt after Ctrl-C, when the step under way is done and saved. Raises ValueError when the folder
+    holds a run and `resume` is not set, or a gradient is not finite; WeightsError for a checkpoint that does not fit.
+    """
     folder = out / phase.name
-    folder.mkdir(parents=True, exist_ok=True)
     optimizers = Optimizers(phase.model)
     ema = EMAModel(phase.model.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
     state = restore(folder, phase.model, optimizers, ema, resume)
-    save = every(checkpoint_minutes, lambda: save_checkpoint(folder, phase.model, optimizers, ema, vars(state)))
-    draw = every(sheet_minutes, lambda: with_ema(ema, phase.model, lambda: save_sheet(phase, folder, state.step)))
-    with losses_csv(folder, state.step) as log, progress_bar(phase.name, budget) as show:
-        while (progress := budget.progress(state.step, state.seconds)) < 1:
+
+    def save() -> None:
+        save_checkpoint(folder, phase.model, optimizers, ema, vars(state))
+
+    def draw() -> None:
+        with_ema(ema, phase.model, lambda: save_sheet(phase, folder, state.step))
+
+    save_now_and_then, draw_now_and_then = every(checkpoint_minutes, save), every(sheet_minutes, draw)
+    bar = ProgressBar(phase.name, phase.batch_size, budget.progress(state.step, state.seconds))
+    with LossLog(folder, state.step) as log, bar as show, interruption() as interrupted:
+        while (progress := budget.progress(state.step, state.seconds)) < 1 and not interrupted():
             started = time.monotonic()
             figures = train_step(phase, optimizers, ema, state.step, schedule.at(state.step, progress))
+            taken = time.monotonic() - started
             state.step += 1
-            state.seconds += time.monotonic() - started
-            log(state, figures)
-            show(state, figures["loss"], phase.batch_size)
-            save()
-            draw()
-    save_checkpoint(folder, phase.model, optimizers, ema, vars(state))
+            state.seconds += taken
+            log(state.step, state.seconds, figures)
+            show(progress, state.step, taken, figures["loss"])
+            save_now_and_then()
+            draw_now_and_then()
+        save()
+    if interrupted():
+        raise KeyboardInterrupt(f"step {state.step} is saved in {folder}; --resume goes on with it")
     with_ema(ema, phase.model, lambda: finish(phase, folder, state.step))
     return state
 
 
 def train_step(phase: Phase, optimizers: Optimizers, ema: EMAModel, step: int, rate: float) -> dict[str, float]:
-    """One update; returns the figures of its batch."""
+    """One update; returns the figures of its batch. Raises ValueError before anything is spoilt."""
     loss, figures = phase.loss(step)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(phase.model.parameters(), CLIP)
     if not torch.isfinite(norm):
-        raise FloatingPointError(
-            f"the gradient of step {step} is {norm.item()}: lower the rate and resume from the checkpoint"
+        raise ValueError(
+            f"the gradient of step {step} is {norm.item()}: expected a finite one. Resume from the last checkpoint "
+            "with another batch size or a lower rate"
         )
     optimizers.step(rate)
     ema.step(phase.model.parameters())
@@ -130,18 +149,21 @@ def train_step(phase: Phase, optimizers: Optimizers, ema: EMAModel, step: int, r
 
 def restore(folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel, resume: bool) -> State:
     """The state of the checkpoint when resuming, else a new one."""
-    present = (folder / "checkpoint.safetensors").exists()
+    present = (folder / NAME).exists()
     if present and not resume:
         raise ValueError(f"{folder} holds a run: pass --resume to go on with it, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_parts(folder)
     return State(**load_checkpoint(folder, model, optimizers, ema)) if present else State()
 
 
 def with_ema(ema: EMAModel, model: nn.Module, act: Callable[[], None]) -> None:
-    """Act while the model holds its averaged weights."""
+    """Act, without gradients, while the model holds its averaged weights."""
     ema.store(model.parameters())
     ema.copy_to(model.parameters())
     try:
-        act()
+        with torch.no_grad():
+            act()
     finally:
         ema.restore(model.parameters())
 
@@ -149,12 +171,13 @@ def with_ema(ema: EMAModel, model: nn.Module, act: Callable[[], None]) -> None:
 def finish(phase: Phase, folder: Path, step: int) -> None:
     """The last sheet and the component."""
     save_sheet(phase, folder, step)
-    phase.export(folder / "export")
+    with whole_folder(folder / "export") as export:
+        phase.export(export)
 
 
 def save_sheet(phase: Phase, folder: Path, step: int) -> None:
     """Write samples as a picture."""
-    with torch.no_grad(), whole_file(folder / f"sheet-{step:07d}.png") as path:
+    with whole_file(folder / f"sheet-{step:07d}.png") as path:
         phase.sheet().save(path, format="PNG")
 
 
@@ -169,73 +192,3 @@ def every(minutes: float, act: Callable[[], None]) -> Callable[[], None]:
             last = time.monotonic()
 
     return maybe
-
-
-class losses_csv:
-    """Appends means over LOG_EVERY steps to losses.csv; lines after the checkpoint's step are dropped on resuming."""
-
-    def __init__(self, folder: Path, step: int):
-        self.path, self.pending = folder / "losses.csv", []
-        kept = [row for row in read_rows(self.path) if int(row["step"]) <= step]
-        self.header: list[str] = list(kept[0]) if kept else []
-        with whole_file(self.path) as path, path.open("w", newline="") as file:
-            if kept:
-                writer = csv.DictWriter(file, self.header)
-                writer.writeheader()
-                writer.writerows(kept)
-
-    def __enter__(self):
-        self.file = self.path.open("a", newline="")
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def __call__(self, state: State, figures: dict[str, float]) -> None:
-        self.pending.append(figures)
-        if state.step % LOG_EVERY:
-            return
-        row = {"step": state.step, "seconds": round(state.seconds, 1), **means(self.pending)}
-        self.pending = []
-        writer = csv.DictWriter(self.file, self.header or list(row))
-        if not self.header:
-            writer.writeheader()
-        self.header = list(row)
-        writer.writerow(row)
-        self.file.flush()
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV, none if it is not there."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def means(rows: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure."""
-    rows = list(rows)
-    return {key: round(sum(row[key] for row in rows) / len(rows), 6) for key in rows[0]}
-
-
-class progress_bar:
-    """A bar over the budget with loss and pictures per second."""
-
-    def __init__(self, name: str, budget: Budget):
-        self.budget = budget
-        columns = (TextColumn(f"{name} {{task.description}}"), BarColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, refresh_per_second=1)
-        self.task = self.bar.add_task("", total=1.0)
-
-    def __enter__(self):
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_):
-        self.bar.stop()
-
-    def __call__(self, state: State, loss: float, batch_size: int) -> None:
-        speed = state.step * batch_size / max(state.seconds, 1e-9)
-        text = f"step {state.step} · loss {loss:.4f} · {speed:.0f} pictures/s"
-        self.bar.update(self.task, completed=self.budget.progress(state.step, state.seconds), description=text)

@@ -9,6 +9,8 @@ from transformers import InternVLForConditionalGeneration
 
 from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
+from subjectgen.data.world import MAX_SUBJECTS
+from subjectgen.files import whole_folder
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.mllm.processor import SubjectProcessor
 from subjectgen.pipeline import SubjectPipeline
@@ -40,17 +42,29 @@ def train(
 ) -> None:
     """Train one phase into `out`; after stage 2 the whole pipeline is in `out/pipeline`.
 
-    Raises ValueError for an unknown phase, FileNotFoundError where the phase before has not been trained.
+    Raises ValueError for an unknown phase or too few subjects, FileNotFoundError where the phase before has not been
+    trained.
     """
     if phase not in SCHEDULES:
         raise ValueError(f"--phase '{phase}': expected one of {', '.join(SCHEDULES)}, in this order")
     check_before(phase, out)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    renderer = Renderer(load_subjects(cutouts=cutouts).split(unseen=False), device)
-    trained = builder(phase, out)(renderer, batch_size or BATCH_SIZES[phase], seed)
+    trained = builder(phase, out)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
     run(trained, out, Budget(steps=steps, minutes=minutes), SCHEDULES[phase], resume=resume)
     if phase == "stage2":
-        assemble(out).save_pretrained(out / "pipeline", max_shard_size="15MB")
+        with whole_folder(out / "pipeline") as folder:
+            assemble(out).save_pretrained(folder, max_shard_size="15MB")
+
+
+def seen_subjects(cutouts: Path | None, device: torch.device) -> Renderer:
+    """What may be trained on."""
+    subjects = load_subjects(cutouts=cutouts).split(unseen=False)
+    if len(subjects.names) < MAX_SUBJECTS:
+        raise ValueError(
+            f"{cutouts} holds {len(subjects.names)} subjects that may be trained on: expected at least {MAX_SUBJECTS} "
+            "(a tenth, by their names, is kept for measuring). Add cut-outs"
+        )
+    return Renderer(subjects, device)
 
 
 def builder(phase: str, out: Path) -> Callable[[Renderer, int, int], Phase]:

@@ -1,5 +1,6 @@
 """Phase 2: a tiny InternVL learns to read references and to rewrite a request into a plan. Frozen afterwards."""
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,7 @@ class MllmPhase:
         poses = [[reading_pose(rng) for _ in range(count)] for _ in range(self.batch_size)]
         talk = plan_talk if planning else question_talk
         talks = [talk(rng, self.renderer, *seen) for seen in zip(looks, poses, strict=True)]
-        pixels = self.renderer.references(sum(looks, []), sum(poses, []))
+        pixels = self.renderer.references(list(chain(*looks)), list(chain(*poses)))
         return talks, pixels, [count] * self.batch_size
 
     def tokens(self, talks: list[Talk], counts: list[int]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
@@ -151,8 +152,12 @@ class MllmPhase:
         text = self.reader.template(user, len(pixels))
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(pixels.device)
         out = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=max_new_tokens, do_sample=False
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixels,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
         return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
     def export(self, folder: Path) -> None:

@@ -19,8 +19,7 @@ class Optimizers:
             muon = torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
             self.parts.append(muon)
         if others:
-            fused = others[0].is_floating_point()
-            self.parts.append(torch.optim.AdamW(others, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=fused))
+            self.parts.append(torch.optim.AdamW(others, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True))
 
     def step(self, rate: float) -> None:
         """Update with this rate and clear the gradients."""

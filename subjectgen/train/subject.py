@@ -1,6 +1,7 @@
 """Phases 3 and 4: aggregator and DiT learn the method, first under the MLLM alone, then under MLLM and VAE."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from subjectgen.models.mllm.processor import SubjectProcessor
 from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
 
 WIDTH = 256
+GRID = (SIDE // 16, SIDE // 16)  # rows and columns of tokens, of a picture and of a reference
 DRAWS = 2  # noise levels drawn for each picture: its conditions are read once for all of them
 SHIFT = 2.5  # of the sigmas drawn: the ground is decided at high noise
 SUBJECT_WEIGHT = 3.0  # how much more the error inside the subjects' boxes counts
@@ -92,11 +94,14 @@ class SubjectPhase:
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Squared error of the velocity, weighted towards the subjects."""
         batch = batch_of(self.renderer, self.seed, step, self.batch_size)
-        random = generator_of(self.seed, step, self.renderer.device)
+        return self.velocity_loss(batch, generator_of(self.seed, step, self.renderer.device))
+
+    def velocity_loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch under randomly dropped conditions, at random noise levels."""
+        keep = kept_conditions(self.name, len(batch.prompts), random)
         with torch.autocast(self.renderer.device.type, torch.bfloat16):
             image = self.denoiser.pack(self.latents(batch.target))
-            states, is_image, mask = self.hidden_states(batch)
-            kept, seen, pooled = self.conditions(batch, states, is_image, mask, random)
+            kept, seen, pooled = self.conditions(batch, *keep)
             error = self.squared_error(image, kept, seen, pooled, random)
         weight = repeat(box_weights(batch.scenes).to(error), "b n -> (d b) n", d=DRAWS)
         return (error.mean(-1) * weight).mean() / weight.mean(), {"plain": error.mean().item()}
@@ -125,23 +130,20 @@ class SubjectPhase:
         return states.float(), is_image, is_image | is_text
 
     def conditions(
-        self,
-        batch: Batch,
-        states: Float[Tensor, "b layers t width"],
-        is_image: Bool[Tensor, "b t"],
-        mask: Bool[Tensor, "b t"],
-        random: torch.Generator,
+        self, batch: Batch, semantic: Bool[Tensor, " b"], identity: Bool[Tensor, " b"]
     ) -> tuple[KeyValues, Bool[Tensor, "b kept"], Float[Tensor, "b pooled"]]:
-        """Kept keys of all conditions, which of them each picture sees after dropout, and its pooled vector."""
+        """Kept keys of the conditions, which of them each picture sees, and its pooled vector.
+
+        `semantic` and `identity` say which pictures have conditions of that kind.
+        """
         null = self.aggregator.null_pooled
+        states, is_image, mask = self.hidden_states(batch)
         tokens, pooled = self.aggregator(states, is_image, mask)
-        semantic, identity = kept_conditions(self.name, len(mask), random)
         groups, seen = [self.denoiser.semantic_kv(tokens, mask, null)], [mask & semantic[:, None]]
         if identity.any():
             latents = self.denoiser.pack(self.latents(batch.references.flatten(0, 1)))
             references = rearrange(latents, "(b r) n c -> b r n c", b=len(mask))
-            grid = (SIDE // 16, SIDE // 16)
-            groups.append(self.denoiser.identity_kv(references, grid, grid, null))
+            groups.append(self.denoiser.identity_kv(references, GRID, GRID, null))
             seen.append(repeat(identity, "b -> b n", n=groups[-1].num_tokens))
         return joined(groups), torch.cat(seen, dim=1), torch.where(semantic[:, None], pooled, null.to(pooled))
 
@@ -159,8 +161,7 @@ class SubjectPhase:
         noise = torch.randn(image.shape, generator=random, device=image.device)
         sigma = shifted(torch.rand(len(image), generator=random, device=image.device))
         noisy = torch.lerp(image, noise, sigma[:, None, None])
-        grid = (SIDE // 16, SIDE // 16)
-        velocity = self.denoiser.denoise_with_kv(noisy, sigma, pooled, grid, kept, seen)
+        velocity = self.denoiser.denoise_with_kv(noisy, sigma, pooled, GRID, kept, seen)
         return (velocity.float() - (noise - image)).square()
 
     @torch.no_grad()
@@ -168,24 +169,22 @@ class SubjectPhase:
         """For eight scenes: the first reference, the rendered truth, and what the model paints."""
         batch = batch_of(self.renderer, self.seed + 1, 0, 8)
         random = generator_of(self.seed + 1, 0, self.renderer.device)
-        dropout = generator_of(self.seed + 1, 1, self.renderer.device)
+        every = torch.ones(8, dtype=torch.bool, device=self.renderer.device)
         with torch.autocast(self.renderer.device.type, torch.bfloat16):
-            states, is_image, mask = self.hidden_states(batch)
-            kept, _, pooled = self.conditions(batch, states, is_image, mask, dropout)
-            seen = torch.cat([mask, mask.new_ones(len(mask), kept.num_tokens - mask.shape[1])], dim=1)
+            kept, seen, pooled = self.conditions(batch, every, every if self.name == "stage2" else ~every)
             tokens = torch.randn((8, 64, 64), generator=random, device=self.renderer.device)
             sigmas = shifted(torch.linspace(1, 0, SHEET_STEPS + 1, device=tokens.device))
-            for now, then in zip(sigmas, sigmas[1:], strict=False):
-                tokens += (then - now) * self.denoiser.denoise_with_kv(tokens, now[None], pooled, (8, 8), kept, seen)
-        painted = pixels_from_latents(self.vae, self.denoiser.unpack(tokens, 8, 8))
+            for now, then in pairwise(sigmas):
+                tokens += (then - now) * self.denoiser.denoise_with_kv(tokens, now[None], pooled, GRID, kept, seen)
+        painted = pixels_from_latents(self.vae, self.denoiser.unpack(tokens, *GRID))
         return picture_grid(torch.cat([batch.references[:, 0], batch.target, painted]), columns=8)
 
     def export(self, folder: Path) -> None:
         """Save both networks in bfloat16."""
-        for name, network in self.model.items():
+        for name, network in (("aggregator", self.aggregator), ("transformer", self.transformer)):
             copy = type(network).from_config(network.config)
-            copy.load_state_dict(network.state_dict())
-            copy.to(torch.bfloat16).save_pretrained(folder / name, max_shard_size="15MB")
+            copy.load_state_dict(network.state_dict())  # type: ignore[union-attr]
+            copy.to(torch.bfloat16).save_pretrained(folder / name, max_shard_size="15MB")  # type: ignore[union-attr]
 
 
 def kept_conditions(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from subjectgen.models.dit.kept import KeyValues, joined, key_bias, real_tokens, stacked
+from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, joined, key_bias, real_tokens, stacked
 from subjectgen.models.dit.positions import Grid, image_ids
 from subjectgen.types import Condition, IdentityTokens, SemanticTokens
 
-readings = itertools.count()  # step caches must never take one reading of a condition for another
+readings = itertools.count()  # a name for each, so that a step cache never takes one for another
 
 Memo = dict[int, tuple[SemanticTokens, KeyValues]]  # by id; holds the tokens, so that an id stays theirs
 
@@ -28,7 +29,7 @@ class Share:
     image: Float[Tensor, "b references channels"]
     image_ids: Float[Tensor, "noise_and_references 3"]
     pooled: Float[Tensor, "b pooled"]
-    kept: KeyValues | None = None
+    kept: StackedKeyValues | None = None
     bias: Float[Tensor, "b keys"] | None = None
 
 
@@ -109,7 +110,7 @@ def cached_share(
         image=null_pooled.new_zeros(len(conditions), 0, config["in_channels"]),
         image_ids=image_ids(grid, (), null_pooled.device),
         pooled=_pooled(conditions, null_pooled),
-        kept=joined([kept for (kept, _), _ in groups]) if groups else None,
+        kept=StackedKeyValues.of(joined([kept for (kept, _), _ in groups])) if groups else None,
         bias=key_bias([(noise, 1.0), *((real, weight) for (_, real), weight in groups)]),
     )
 
@@ -145,7 +146,7 @@ def _semantic_memory(
     unread = list({id(each): each for each in semantics if each is not None and id(each) not in memo}.values())
     if unread:
         text, real = _text(denoiser, unread, null_pooled)
-        with denoiser.transformer.cache_context(f"reading {next(readings)}"):
+        with _reading(denoiser.transformer):
             batch = denoiser.semantic_kv(text, None if real.all() else real, null_pooled)
         memo.update({id(each): (each, batch.sample(row, len(each.tokens))) for row, each in enumerate(unread)})
     return [None if each is None else memo[id(each)][1] for each in semantics]
@@ -167,9 +168,16 @@ def _identity_memory(
 def _read_references(denoiser, identity: IdentityTokens, null_pooled: Tensor) -> list[KeyValues]:
     kept = []
     for tokens, grid in zip(identity.tokens, identity.grids, strict=True):
-        with denoiser.transformer.cache_context(f"reading {next(readings)}"):
+        with _reading(denoiser.transformer):
             kept.append(denoiser.reference_kv(tokens[None].to(null_pooled), grid, null_pooled))
     return kept
+
+
+@contextmanager
+def _reading(transformer) -> Iterator[None]:
+    """Conditions are read once, each of another length: never compiled for that, never a step of a step cache."""
+    with torch.compiler.set_stance("force_eager"), transformer.cache_context(f"reading {next(readings)}"):
+        yield
 
 
 def _state(transformer, null_pooled: Tensor) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ The transformer stays diffusers' own; only its attention processors are ours (`p
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -33,10 +34,11 @@ class FluxDenoiser:
             raise ValueError(f"conditions={conditions!r}: expected 'joint' or 'cached'")
         self.transformer = transformer
         self.conditions = conditions
-        processors = transformer.attn_processors
+        processors: dict[str, Any] = dict(transformer.attn_processors)
         if not all(isinstance(processor, ConditionProcessor) for processor in processors.values()):
-            ours = {name: ConditionProcessor(index) for index, name in enumerate(processors)}
-            transformer.set_attn_processor(ours)  # type: ignore[arg-type]
+            processors = {name: ConditionProcessor(index) for index, name in enumerate(processors)}
+            transformer.set_attn_processor(dict(processors))
+        self._processors = list(processors.values())
 
     @property
     def num_channels(self) -> int:
@@ -176,6 +178,8 @@ class FluxDenoiser:
 
     def _forward(self, image, text, pooled, sigma, image_ids, call: AttentionCall, guidance: float | int | None = None):
         """One pass of the stock transformer: the output at its image tokens."""
+        for processor in self._processors:
+            processor.to(image.device)
         told = image.new_full((len(image),), UNGUIDED if guidance is None else guidance)
         (velocity,) = self.transformer(
             hidden_states=image,

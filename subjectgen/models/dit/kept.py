@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -28,6 +28,25 @@ class KeyValues:
     def sample(self, row: int, num_tokens: int) -> "KeyValues":
         """One sample of a padded batch, without its padding."""
         return self.each(lambda tensor: tensor[row : row + 1, :num_tokens])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedKeyValues:
+    """The same for sampling, all blocks in one tensor: looked up by tensor, they share one compiled graph.
+
+    Not for training, where the gradient of every lookup would be as large as the stack.
+    """
+
+    keys: Float[Tensor, "blocks batch tokens heads dim"]
+    values: Float[Tensor, "blocks batch tokens heads dim"]
+
+    def at(self, slot: Int[Tensor, "1"]) -> tuple[Tensor, Tensor]:
+        """Keys and values of one block."""
+        return self.keys.index_select(0, slot).squeeze(0), self.values.index_select(0, slot).squeeze(0)
+
+    @classmethod
+    def of(cls, kept: KeyValues) -> "StackedKeyValues":
+        return cls(keys=torch.stack(kept.keys), values=torch.stack(kept.values))
 
 
 def joined(groups: Sequence[KeyValues]) -> KeyValues:

@@ -9,7 +9,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subjectgen.models.dit.kept import KeyValues
+from subjectgen.models.dit.kept import KeyValues, StackedKeyValues
 
 Heads = Float[Tensor, "batch tokens heads dim"]
 Rotation = tuple[Float[Tensor, "tokens dim"], Float[Tensor, "tokens dim"]]  # cosines, sines
@@ -20,7 +20,7 @@ class AttentionCall:
     """What the attention blocks of one forward write down and append. It lives as long as that forward."""
 
     writing: bool = False
-    kept: KeyValues | None = None
+    kept: KeyValues | StackedKeyValues | None = None
     bias: Float[Tensor, "batch keys"] | None = None  # added to the attention logits; None = nothing
     written: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -41,6 +41,7 @@ class ConditionProcessor:
 
     def __init__(self, index: int):
         self.index = index  # of the attention block it serves
+        self.slot = torch.tensor([index])  # the same, on the device of the transformer
 
     def __call__(
         self,
@@ -58,8 +59,8 @@ class ConditionProcessor:
         if image_rotary_emb is not None:
             query, key = rotated(query, image_rotary_emb), rotated(key, image_rotary_emb)
         if call.kept is not None:
-            key = torch.cat([key, call.kept.keys[self.index]], dim=1)
-            value = torch.cat([value, call.kept.values[self.index]], dim=1)
+            kept_key, kept_value = self._kept(call.kept)
+            key, value = torch.cat([key, kept_key], dim=1), torch.cat([value, kept_value], dim=1)
         mixed = dispatch_attention_fn(
             query,
             key,
@@ -69,6 +70,15 @@ class ConditionProcessor:
             parallel_config=self._parallel_config,
         )
         return _output(attn, mixed.flatten(2, 3).to(query.dtype), encoder_hidden_states)
+
+    def to(self, device: torch.device) -> None:
+        if self.slot.device != device:
+            self.slot = self.slot.to(device)
+
+    def _kept(self, kept: KeyValues | StackedKeyValues) -> tuple[Heads, Heads]:
+        if isinstance(kept, StackedKeyValues):
+            return kept.at(self.slot)
+        return kept.keys[self.index], kept.values[self.index]
 
 
 def rotated(heads: Heads, rotation: Rotation) -> Heads:

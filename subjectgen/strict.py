@@ -1,0 +1,65 @@
+"""Strict loading: a checkpoint's files must hold what its networks are made of, no less and no more.
+
+Loaders that fill gaps with random weights, or leave them empty, only log it.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from subjectgen.weights import WeightsError
+
+SHOWN = 4  # names in a message
+
+
+def check_complete(components: Mapping[str, Any], folder: Path, passed: Collection[str] = ()) -> None:
+    """Compare each network with its safetensors in `folder`, but for those passed by the caller and quantised ones.
+
+    Raises WeightsError naming the component and, where the files use its names, the tensors.
+    """
+    for name, component in components.items():
+        if isinstance(component, nn.Module) and name not in passed and not _is_quantised(component):
+            _check_component(name, component, folder / name)
+
+
+def _check_component(name: str, network: nn.Module, folder: Path) -> None:
+    on_disk, expected = _sizes_on_disk(folder), _sizes(network)
+    if not on_disk or sum(on_disk.values()) == sum(expected.values()):  # names differ between releases, sizes do not
+        return
+    raise WeightsError(
+        f"{name}: {folder} holds {sum(on_disk.values())} weights, its {type(network).__name__} has "
+        f"{sum(expected.values())}{_names('missing', expected, on_disk)}{_names('unexpected', on_disk, expected)}. "
+        "Save or download it again."
+    )
+
+
+def _sizes_on_disk(folder: Path) -> dict[str, int]:
+    sizes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            sizes |= {key: math.prod(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    return sizes
+
+
+def _sizes(network: nn.Module) -> dict[str, int]:
+    """Tensors of a network's state; those that share memory are stored once."""
+    stored: dict[Any, tuple[str, Tensor]] = {}
+    for name, tensor in network.state_dict().items():
+        stored.setdefault(name if tensor.is_meta else tensor.data_ptr(), (name, tensor))
+    return {name: tensor.numel() for name, tensor in stored.values()}
+
+
+def _names(kind: str, these: Collection[str], those: Collection[str]) -> str:
+    names = sorted(set(these) - set(those))
+    if not names or len(names) == len(these):  # the files use names of their own
+        return ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"; {kind}: {', '.join(names[:SHOWN])}{more}"
+
+
+def _is_quantised(network: Any) -> bool:
+    return getattr(getattr(network, "config", None), "quantization_config", None) is not None

@@ -1,0 +1,332 @@
+"""The emoji world against closed forms: where things land, what prompts say, what is never trained on."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_subjects import blob, cutout_folder, held_out, names, quarters, subjects_from
+
+from subjectgen.data import subjects as module
+from subjectgen.data.batches import batch_of, random_looks
+from subjectgen.data.prompts import canonical, description, plan, questions, request
+from subjectgen.data.render import Look, ReferencePose, Renderer, hue_shift
+from subjectgen.data.subjects import load_subjects, save_subjects
+from subjectgen.data.world import (
+    COLOURS,
+    MAX_SUBJECTS,
+    PATTERNS,
+    PLACES,
+    POSES,
+    SIDE,
+    Ground,
+    Placement,
+    Scene,
+    random_count,
+    random_scene,
+)
+
+RED, GREEN, BLUE, WHITE = (1, -1, -1), (-1, 1, -1), (-1, -1, 1), (1, 1, 1)  # pixels
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return Renderer(subjects_from(square=quarters(), blob=blob(3), bar=quarters().resize((128, 64))))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return cutout_folder(tmp_path_factory.mktemp("cutouts"), seen=6, unseen=3)
+
+
+def painted(renderer, ground=Ground(colour="black"), **placement):  # noqa: B008 (frozen)
+    """A scene with the square."""
+    scene = Scene(ground=ground, placements=(Placement(**placement),))
+    return renderer.scenes([scene], [[Look(subject=0)]])[0]
+
+
+def colour_at(picture, x, y):
+    return tuple(picture[:, round(y), round(x)].tolist())
+
+
+class TestWorld:
+    @pytest.mark.parametrize(
+        ("placement", "boxes"),
+        [
+            ({"place": "top left", "size": "small"}, [(4, 4, 44, 44)]),
+            ({"place": "bottom right", "size": "large"}, [(44, 44, 124, 124)]),
+            ({"place": "right", "size": "medium"}, [(68, 36, 124, 92)]),
+            ({"place": "top", "size": "small", "number": 2}, [(4, 4, 44, 44), (84, 4, 124, 44)]),
+            ({"size": "small", "number": 3}, [(4, 44, 44, 84), (44, 44, 84, 84), (84, 44, 124, 84)]),
+        ],
+    )
+    def test_boxes(self, placement, boxes):
+        assert Placement(**placement).boxes() == boxes
+
+    def test_any_scene_can_be_told_from_any_other_place(self):
+        """Copies and several subjects never overlap, and all stay inside."""
+        rng = np.random.default_rng(0)
+        for _ in range(300):
+            scene = random_scene(rng, random_count(rng))
+            boxes = [box for placement in scene.placements for box in placement.boxes()]
+            assert all(0 <= edge <= SIDE for box in boxes for edge in box)
+            for i, (left, top, right, bottom) in enumerate(boxes):
+                assert all(right <= b[0] or b[2] <= left or bottom <= b[1] or b[3] <= top for b in boxes[:i])
+
+    def test_scenes_cover_the_world(self):
+        rng = np.random.default_rng(0)
+        scenes = [random_scene(rng, random_count(rng)) for _ in range(1500)]
+        single = [scene.placements[0] for scene in scenes if len(scene.placements) == 1]
+        assert {scene.ground.colour for scene in scenes} == set(COLOURS)
+        assert {scene.ground.pattern for scene in scenes} == set(PATTERNS)
+        assert {len(scene.placements) for scene in scenes} == set(range(1, MAX_SUBJECTS + 1))
+        assert {placement.place for placement in single} == set(PLACES)
+        assert {placement.pose for placement in single} == set(POSES)
+        assert {placement.number for placement in single} == {1, 2, 3}
+
+
+class TestRenderer:
+    @pytest.mark.parametrize("placement", [{"place": "top left", "size": "small"}, {"size": "small", "number": 3}])
+    def test_a_subject_fills_its_boxes_and_nothing_else(self, renderer, placement):
+        picture = painted(renderer, **placement)
+        inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+        for left, top, right, bottom in Placement(**placement).boxes():
+            inside[top:bottom, left:right] = True
+        black = torch.tensor(COLOURS["black"]) / 127.5 - 1
+        torch.testing.assert_close(picture[:, ~inside], black[:, None].expand(3, int((~inside).sum())))
+        assert (picture[:, inside].amax(0) > 0.9).all()  # every quarter has a channel that is full
+
+    @pytest.mark.parametrize(
+        ("pose", "corners"),  # left top, right top, left bottom, right bottom
+        [
+            ("upright", (RED, GREEN, BLUE, WHITE)),
+            ("mirrored", (GREEN, RED, WHITE, BLUE)),
+            ("upside down", (WHITE, BLUE, GREEN, RED)),
+        ],
+    )
+    def test_poses(self, renderer, pose, corners):
+        picture = painted(renderer, pose=pose)
+        seen = tuple(colour_at(picture, 64 + x, 64 + y) for y in (-14, 14) for x in (-14, 14))
+        assert np.allclose(seen, corners, atol=1e-5)
+
+    @pytest.mark.parametrize(("pose", "degrees"), [("tilted left", -35), ("tilted right", 35)])
+    def test_tilt(self, renderer, pose, degrees):
+        """The red quarter's middle turns about the centre: clockwise for "right", as one sees it."""
+        turn = math.radians(degrees)
+        x, y = -20, -20  # of 80 pixels
+        there = (64 + x * math.cos(turn) - y * math.sin(turn), 64 + x * math.sin(turn) + y * math.cos(turn))
+        assert np.allclose(colour_at(painted(renderer, pose=pose, size="large"), *there), RED, atol=0.05)
+
+    def test_aspect_is_kept(self, renderer):
+        reference = renderer.references([Look(subject=2)], [ReferencePose(scale=1.0)])[0]
+        assert (reference[:, :31] == 1).all() and (reference[:, -31:] == 1).all()
+        assert (reference[:, 33:95].amin(0)[:, :63] < 0).all()
+
+    @pytest.mark.parametrize(
+        "pose", [ReferencePose(), ReferencePose(degrees=30.0, scale=0.5, x=0.3, y=-0.2), ReferencePose(degrees=180.0)]
+    )
+    def test_reference_box(self, renderer, pose):
+        """In percent, against the pixels that are not paper."""
+        reference = renderer.references([Look(subject=1)], [pose])[0]
+        rows, columns = np.nonzero((reference < 0.7).any(0).numpy())
+        expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert np.allclose(renderer.reference_box(Look(subject=1), pose), np.array(expected) / SIDE * 100, atol=2)
+
+    @pytest.mark.parametrize(
+        ("pattern", "second_at"),
+        [("striped", (24, 8)), ("checkered", (24, 8)), ("dotted", (8, 8)), ("room", (64, 120))],
+    )
+    def test_patterns(self, renderer, pattern, second_at):
+        """The second colour of a dark ground is a third lighter: c + .35 (255 - c)."""
+        picture = renderer.scenes([Scene(ground=Ground(colour="blue", pattern=pattern))], [[]])[0]
+        first = np.array(COLOURS["blue"])
+        found = (np.array(colour_at(picture, *second_at)) + 1) * 127.5
+        assert np.allclose(found, first + 0.35 * (255 - first), atol=0.1)
+        plain = renderer.scenes([Scene(ground=Ground(colour="blue"))], [[]])[0]
+        assert (picture == plain).all(0).float().mean() > 0.4
+
+    def test_references_are_one_to_a_look(self, renderer):
+        looks, poses = [Look(subject=1), Look(subject=0, hue=120.0)], [ReferencePose(), ReferencePose(scale=0.5)]
+        both = renderer.references(looks, poses)
+        for i in range(2):
+            torch.testing.assert_close(both[i : i + 1], renderer.references(looks[i : i + 1], poses[i : i + 1]))
+
+
+class TestHue:
+    def rgba(self):
+        rgba = torch.rand(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        return torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], dim=1)
+
+    def test_a_full_turn_is_nothing(self):
+        torch.testing.assert_close(hue_shift(self.rgba(), torch.full((3,), 360.0)), self.rgba(), atol=1e-5, rtol=0)
+
+    def test_a_third_of_a_turn_moves_the_channels(self):
+        shifted = hue_shift(self.rgba(), torch.full((3,), 120.0))
+        torch.testing.assert_close(shifted, self.rgba()[:, [2, 0, 1, 3]], atol=1e-5, rtol=0)
+
+    def test_gray_stays_and_so_does_alpha(self):
+        gray = torch.cat([self.rgba()[:, :1].expand(-1, 3, -1, -1), self.rgba()[:, 3:]], dim=1)
+        shifted = hue_shift(gray, torch.tensor([60.0, 180.0, 217.0]))
+        torch.testing.assert_close(shifted, gray, atol=1e-5, rtol=0)
+
+
+class TestSubjects:
+    def test_the_split_is_by_name(self, folder):
+        everything = load_subjects(cutouts=folder)
+        seen, unseen = everything.split(unseen=False), everything.split(unseen=True)
+        assert set(seen.names) == {name for name in everything.names if not held_out(name)} == set(names(6, False))
+        assert set(unseen.names) == set(names(3, True))
+        which = everything.names.index(unseen.names[1])
+        assert torch.equal(unseen.rgba[1], everything.rgba[which])
+
+    def test_the_cache_is_read_and_the_folder_is_not_cached(self, folder, tmp_path):
+        save_subjects(subjects_from(square=quarters()), tmp_path / "cache.safetensors")
+        assert load_subjects(tmp_path / "cache.safetensors").names == ("square",)
+        assert len(load_subjects(tmp_path / "cache.safetensors", cutouts=folder).names) == 9
+
+    def test_damaged_cache(self, tmp_path):
+        (tmp_path / "cache.safetensors").write_bytes(b"nothing")
+        with pytest.raises(ValueError, match="delete it"):
+            load_subjects(tmp_path / "cache.safetensors")
+
+    def test_no_font(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(module, "FONT", tmp_path / "Emoji.ttf")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        with pytest.raises(FileNotFoundError, match=r"fonts-noto-color-emoji.*--cutouts"):
+            load_subjects()
+        assert not list(tmp_path.iterdir())
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            load_subjects(cutouts=tmp_path / "nowhere")
+        with pytest.raises(ValueError, match="no PNG or WebP"):
+            load_subjects(cutouts=tmp_path)
+
+    @pytest.mark.parametrize(
+        ("picture", "words"),
+        [(Image.new("RGB", (20, 20), "red"), "no alpha"), (Image.new("RGBA", (20, 20)), "transparent everywhere")],
+    )
+    def test_pictures_that_are_no_cutouts(self, tmp_path, picture, words):
+        picture.save(tmp_path / "photo.png")
+        with pytest.raises(ValueError, match=rf"photo\.png.*{words}"):
+            load_subjects(cutouts=tmp_path)
+
+
+class TestBatches:
+    def test_a_batch_is_always_the_same(self, folder):
+        training = load_subjects(cutouts=folder).split(unseen=False)
+        first = batch_of(Renderer(training), 3, 7, 4)
+        torch.manual_seed(99)
+        batch_of(used := Renderer(training), 3, 6, 4)
+        again = batch_of(used, 3, 7, 4)
+        assert (first.prompts, first.scenes, first.looks) == (again.prompts, again.scenes, again.looks)
+        assert torch.equal(first.target, again.target) and torch.equal(first.references, again.references)
+        assert batch_of(used, 3, 8, 4).prompts != first.prompts != batch_of(used, 4, 7, 4).prompts
+
+    def test_references_show_the_subjects_of_the_target(self, folder):
+        renderer = Renderer(load_subjects(cutouts=folder).split(unseen=False))
+        batches = [batch_of(renderer, 0, index, 2) for index in range(12)]
+        assert {batch.references.shape[1] for batch in batches} >= {1, 2}
+        for batch in batches:
+            alone = [renderer.references(*pair) for pair in zip(batch.looks, batch.poses, strict=True)]
+            torch.testing.assert_close(batch.references, torch.stack(alone))
+            truth = [
+                renderer.scenes([scene], [looks])[0] for scene, looks in zip(batch.scenes, batch.looks, strict=True)
+            ]
+            torch.testing.assert_close(batch.target, torch.stack(truth))
+
+    def test_unseen_subjects_are_never_trained_on(self, folder):
+        renderer = Renderer(load_subjects(cutouts=folder).split(unseen=False))
+        prompts = [prompt for index in range(40) for prompt in batch_of(renderer, 0, index, 4).prompts]
+        assert not any(re.search(rf"\b{name}\b", prompt) for name in names(3, unseen=True) for prompt in prompts)
+        assert all(any(re.search(rf"\b{name}\b", prompt) for prompt in prompts) for name in names(6, unseen=False))
+
+    def test_subjects_of_a_picture_differ(self):
+        rng = np.random.default_rng(0)
+        assert all(len({look.subject for look in random_looks(rng, 3, 3)}) == 3 for _ in range(20))
+
+
+POSE_PATTERNS = {
+    "mirrored": r"mirrored|flipped left to right|facing the other way",
+    "upside down": r"upside down|standing on its head|turned over",
+    "tilted left": r"(tilted|tipped) to the left|leaning left",
+    "tilted right": r"(tilted|tipped) to the right|leaning right",
+}
+GROUND_PATTERNS = {
+    "striped": "stripe", "checkered": "check", "dotted": r"dots|dotted|polka dot", "gradient": "gradient|fades",
+    "hills": "hill", "room": "room|wall",
+}  # fmt: skip
+
+
+def one_of(patterns, text, otherwise):
+    found = [name for name, pattern in patterns.items() if re.search(pattern, text)]
+    assert len(found) <= 1, (found, text)
+    return found[0] if found else otherwise
+
+
+def understood(prompt):
+    """A reader of its own: the scene with one subject that a prompt asks for."""
+    pose = one_of(POSE_PATTERNS, prompt, "upright")
+    rest = re.sub("|".join(POSE_PATTERNS.values()), "", prompt)
+    row = one_of({0: r"\btop\b|upper", 2: r"\bbottom\b|lower"}, rest, 1)
+    column = one_of({0: r"\bleft\b", 2: r"\bright\b"}, rest, 1)
+    number = one_of({2: "two of|pair of|2 of", 3: "three of|3 of"}, rest, 1)
+    size = one_of({"small": "small|tiny|little", "large": "large|big|huge"}, rest, "small" if number > 1 else "medium")
+    colour = one_of({colour: rf"\b{colour}\b" for colour in COLOURS}, rest, None)
+    ground = Ground(colour=colour, pattern=one_of(GROUND_PATTERNS, rest, "plain"))
+    placement = Placement(place=PLACES[3 * row + column], size=size, pose=pose, number=number)
+    return Scene(ground=ground, placements=(placement,))
+
+
+class TestPrompts:
+    def test_a_request_says_all_that_is_seen(self):
+        rng = np.random.default_rng(0)
+        for _ in range(400):
+            scene = random_scene(rng, 1)
+            prompt = request(rng, scene, ["teapot"])
+            assert understood(prompt) == scene, prompt
+            assert "teapot" in prompt or "image 1" in prompt
+
+    def test_a_request_names_subjects_in_order(self):
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            prompt = request(rng, random_scene(rng, 3), ["teapot", "bicycle", "lemon"])
+            found = [
+                re.search(rf"{name}|image {i}", prompt) for i, name in enumerate(("teapot", "bicycle", "lemon"), 1)
+            ]
+            starts = [match.start() for match in found if match]
+            assert len(starts) == 3 and starts == sorted(starts)
+
+    def test_wordings_differ(self):
+        rng, scene = np.random.default_rng(0), Scene(ground=Ground(colour="red"), placements=(Placement(),))
+        assert len({request(rng, scene, ["teapot"]) for _ in range(100)}) > 40
+
+    def test_plan(self):
+        placements = (
+            Placement(place="top left", size="small", pose="mirrored"),
+            Placement(place="right", size="small"),
+        )
+        scene = Scene(ground=Ground(colour="teal", pattern="dotted"), placements=placements)
+        words = "ground: teal dotted; image 1: top left, small, mirrored, 1; image 2: right, small, upright, 1"
+        assert canonical(scene) == words
+        assert plan(scene, ["a", "b"]) == f"<subject>a</subject><subject>b</subject><plan>{words}</plan>"
+
+    def test_descriptions_are_true(self):
+        renderer = Renderer(subjects_from(brick=Image.new("RGBA", (80, 80), (*COLOURS["red"], 255))))
+        pose = ReferencePose(degrees=0.0, scale=0.5, x=0.5, y=-0.5)
+        assert description(renderer, Look(subject=0), pose) == "brick; red; box 50 0 100 50; upright"
+        answers = {talk.user: talk.answer for talk in questions(renderer, Look(subject=0), pose, 2)}
+        assert answers["What is in image 2?"] == "brick"
+        assert answers["Which colours has image 2?"] == "red"
+
+    @pytest.mark.parametrize(
+        ("degrees", "words"), [(9.0, "upright"), (187.0, "upside down"), (-172.0, "upside down"), (43.0, "tilted left")]
+    )  # fmt: skip
+    def test_how_it_stands(self, renderer, degrees, words):
+        assert description(renderer, Look(subject=0), ReferencePose(degrees=degrees)).endswith(words)
+
+    def test_a_look_has_colours_of_its_own(self):
+        renderer = Renderer(subjects_from(brick=Image.new("RGBA", (80, 80), (230, 0, 0, 255))))
+        assert description(renderer, Look(subject=0, hue=120.0), ReferencePose()).split("; ")[1] == "green"

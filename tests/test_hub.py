@@ -1,0 +1,223 @@
+"""Saved pipelines as repositories: folder, repo id, offline cache, push, all against a hub on loopback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mock_hub import running
+from safetensors.torch import load_file, save_file
+from tiny_pipeline import picture, seeded_generators, tiny_pipeline
+
+import subjectgen
+from subjectgen import SubjectPipeline, WeightsError
+from subjectgen.weights import write_manifest
+
+REPO = "someone/tiny-subjects"
+OWN_CARD = b"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\nwritten by hand\n"
+NETWORKS = ("mllm", "aggregator", "transformer", "vae")
+
+# Each runs in a process of its own: huggingface_hub reads its settings when it is imported.
+PUSH = """
+import sys; from subjectgen import SubjectPipeline
+pipe = SubjectPipeline.from_pretrained(sys.argv[1])
+print(pipe.push_to_hub("someone/tiny-subjects"))
+"""
+LOAD = """
+import sys, subjectgen
+from diffusers import DiffusionPipeline
+from subjectgen.weights import model_hash
+repo = "someone/tiny-subjects"
+direct = subjectgen.load(repo)
+generic = DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)
+assert type(generic) is subjectgen.SubjectPipeline, type(generic)
+assert direct.config["stages"] == generic.config["stages"] == "free"
+assert direct.name_or_path == repo
+print(model_hash(direct.components), model_hash(generic.components))
+"""
+
+
+def in_process(code, hub_url, home, *arguments, **environment):
+    settings = {
+        "HF_ENDPOINT": hub_url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(home),
+        "HF_TOKEN": "a-token",
+        "PYTHONPATH": str(Path(subjectgen.__file__).parents[1]),
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=os.environ | settings, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def latents(pipe):
+    return pipe("a red cat", picture("red"), generator=seeded_generators(0), output_type="latent").images
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline(stages="free", license="apache-2.0")
+
+
+@pytest.fixture(scope="module")
+def folder(pipe, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model"
+    pipe.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def altered(folder, tmp_path):
+    """A copy that a test may damage."""
+    copy = tmp_path / "altered"
+    for file in folder.rglob("*"):
+        if file.is_file():
+            target = copy / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    return copy
+
+
+class TestFolder:
+    def test_paints_the_same(self, pipe, folder):
+        # Weights mapped from a file may lie at other addresses, which changes the order of sums in a product.
+        torch.testing.assert_close(latents(SubjectPipeline.from_pretrained(folder)), latents(pipe), atol=1e-5, rtol=0)
+        torch.testing.assert_close(latents(subjectgen.load(folder)), latents(pipe), atol=1e-5, rtol=0)
+
+    def test_settings_come_back(self, pipe, folder):
+        again = SubjectPipeline.from_pretrained(folder)
+        assert again.parameters == pipe.parameters
+        assert again.parameters["stages"] == "free" and again.parameters["reference_size"] == 32
+
+    def test_settings_can_be_replaced(self, folder):
+        assert SubjectPipeline.from_pretrained(folder, stages="faithful").config["stages"] == "faithful"
+
+    def test_own_stages_come_back(self, tmp_path):
+        own = [subjectgen.Stage(0.5, identity=0.25), subjectgen.Stage(0.0, semantic=0.0, guidance=2.0)]
+        pipe = tiny_pipeline(stages=own)
+        pipe.save_pretrained(tmp_path)
+        again = SubjectPipeline.from_pretrained(tmp_path)
+        assert torch.allclose(latents(again), latents(pipe), atol=1e-5)
+        by_hand = again("a red cat", picture("red"), generator=seeded_generators(0), output_type="latent", stages=own)
+        assert torch.equal(by_hand.images, latents(again))
+
+    def test_dtype(self, folder):
+        pipe = SubjectPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+        assert {getattr(pipe, name).dtype for name in NETWORKS} == {torch.bfloat16}
+        assert torch.isfinite(latents(pipe).float()).all()
+
+    def test_shares_parts_with_a_loaded_pipeline(self, pipe):
+        other = SubjectPipeline.from_pipe(pipe, aggregator=tiny_pipeline().aggregator)
+        assert other.mllm is pipe.mllm and other.aggregator is not pipe.aggregator
+        assert other.parameters == pipe.parameters
+
+
+class TestRepositoryFiles:
+    def test_every_part_names_a_library_that_is_found(self, folder):
+        index = json.loads((folder / "model_index.json").read_text())
+        parts = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+        assert index["_class_name"] == "SubjectPipeline"
+        assert parts["aggregator"] == ["subjectgen", "DualLayerAggregator"]
+        assert parts["processor"] == ["subjectgen", "SubjectProcessor"]
+        assert {library for library, _ in parts.values()} == {"subjectgen", "diffusers", "transformers"}
+
+    def test_pipeline_file_is_one_import(self, folder):
+        names = {}
+        exec((folder / "pipeline.py").read_text(), names)
+        assert names["SubjectPipeline"] is SubjectPipeline
+
+    def test_card(self, pipe, folder):
+        _, front, text = (folder / "README.md").read_text().split("---", maxsplit=2)
+        data = yaml.safe_load(front)
+        assert (data["library_name"], data["pipeline_tag"], data["license"]) == (
+            "diffusers",
+            "text-to-image",
+            "apache-2.0",
+        )
+        assert "image-to-image" in data["tags"]
+        size = sum(weight.numel() for weight in pipe.transformer.parameters())
+        assert f"| `transformer` | `FluxTransformer2DModel` | {size:,} |" in text
+        assert "| `stages` | `free` |" in text
+
+    def test_card_without_a_licence_claims_none(self, tmp_path):
+        tiny_pipeline().save_pretrained(tmp_path)
+        assert "license" not in yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+
+
+class TestHub:
+    def test_push_load_and_stay_offline(self, pipe, folder, tmp_path):
+        with running() as hub:
+            (url,) = in_process(PUSH, hub.url, tmp_path, str(folder))
+            assert url == f"{hub.url}/{REPO}/commit/{hub.sha(REPO)}"
+            pushed = hub.repos[REPO]
+            kept = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+            assert pushed.keys() == kept
+            assert pushed["README.md"] == (folder / "README.md").read_bytes()
+
+            loaded = in_process(LOAD, hub.url, tmp_path)
+            assert loaded == [subjectgen.weights.model_hash(pipe.components)] * 2
+
+            hub.repos[REPO]["README.md"] = OWN_CARD
+            hub.repos[REPO]["vae/config.json"] = b"{}"
+            in_process(PUSH, hub.url, tmp_path, str(folder))
+            assert hub.repos[REPO]["README.md"] == OWN_CARD and hub.commits == 2
+            assert hub.repos[REPO]["vae/config.json"] != b"{}"
+        assert in_process(LOAD, hub.url, tmp_path, HF_HUB_OFFLINE="1") == loaded
+
+
+class TestRefusals:
+    def damage(self, folder, name, change):
+        (file,) = (folder / name).glob("*.safetensors")
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file, {"format": "pt"})
+
+    @pytest.mark.parametrize("name", NETWORKS)
+    def test_missing_tensor(self, altered, name):
+        self.damage(altered, name, lambda tensors: tensors.pop(sorted(tensors)[3]))
+        with pytest.raises(WeightsError, match=rf"{name}: .* holds \d+ weights.* has \d+"):
+            SubjectPipeline.from_pretrained(altered)
+
+    def test_missing_tensor_is_named(self, altered):
+        self.damage(altered, "vae", lambda tensors: tensors.pop("decoder.conv_in.weight"))
+        with pytest.raises(WeightsError, match=r"missing: decoder\.conv_in\.weight\."):
+            subjectgen.load(altered)
+
+    def test_unexpected_tensor_is_named(self, altered):
+        self.damage(altered, "aggregator", lambda tensors: tensors.update(stray=torch.zeros(3)))
+        with pytest.raises(WeightsError, match=r"unexpected: stray\."):
+            SubjectPipeline.from_pretrained(altered)
+
+    @pytest.mark.parametrize("name", NETWORKS)
+    def test_another_shape(self, altered, name):
+        self.damage(altered, name, lambda tensors: tensors.update({sorted(tensors)[3]: torch.zeros(7, 3)}))
+        with pytest.raises(WeightsError, match="cannot be loaded"):
+            SubjectPipeline.from_pretrained(altered)
+
+    @pytest.mark.parametrize("size", [0, 1000])
+    def test_cut_off(self, altered, size):
+        (file,) = (altered / "transformer").glob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:size])
+        with pytest.raises(WeightsError, match="transformer"):
+            SubjectPipeline.from_pretrained(altered)
+
+    def test_altered_against_a_manifest(self, altered):
+        write_manifest(altered.parent, {"altered": ("Apache-2.0", "a test")})
+        self.damage(altered, "vae", lambda tensors: tensors["decoder.conv_in.weight"].add_(1))
+        with pytest.raises(WeightsError, match=r"vae/.*safetensors is altered"):
+            SubjectPipeline.from_pretrained(altered)
+
+    def test_folder_of_something_else(self, tmp_path):
+        with pytest.raises(WeightsError, match=r"model_index\.json"):
+            subjectgen.load(tmp_path)
+
+    def test_unknown_name(self):
+        with pytest.raises(FileNotFoundError, match=r"'maxi'.*mini.*repo id"):
+            subjectgen.load("maxi")

@@ -49,6 +49,7 @@ from subjectgen.strict import check_complete
 from subjectgen.types import Condition
 from subjectgen.weights import WeightsError, verify
 
+CONDITIONS = ("joint", "cached")  # how a checkpoint's conditions attend, see FluxDenoiser
 PATCH = 2  # latent pixels per token, both sides
 RESTORE = "Save or download it again, or check its name."
 Callback = Callable[..., dict[str, Any] | None]
@@ -90,6 +91,8 @@ class SubjectPipeline(DiffusionPipeline):
         license: str | None = None,
     ):
         super().__init__()
+        if conditions not in CONDITIONS:
+            raise ValueError(f"conditions={conditions!r}: expected one of {', '.join(CONDITIONS)}")
         self.register_modules(
             mllm=mllm,
             processor=processor,

@@ -34,7 +34,7 @@ class SemanticTokens:
 class IdentityTokens:
     """Packed VAE latents of the references of one prompt, one entry per reference, in the prompt's order."""
 
-    tokens: tuple[Float[Tensor, "tokens channels"], ...]
+    tokens: tuple[Float[Tensor, "_ channels"], ...]
     grids: tuple[tuple[int, int], ...]  # rows and columns of tokens of each reference
     kv: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # condition K/V, kept by the subject
 

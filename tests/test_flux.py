@@ -284,11 +284,10 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@MODES
-def test_compiled_blocks_share_one_graph_per_kind(mode, unchecked):
+def test_compiled_blocks_share_one_graph_per_kind(unchecked):
     """compile_repeated_blocks pays for the first block and for each kind, not for every block."""
     transformer = tiny_flux(depth=4)
-    denoiser = FluxDenoiser(transformer, mode)
+    denoiser = FluxDenoiser(transformer)
     condition = Condition(semantic=semantic(7, 1), identity=identity((3, 4), seed=2))
     expected = velocity(denoiser, noise(), [condition])
     torch._dynamo.reset()

@@ -15,29 +15,32 @@ from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
 import subjectgen
 from subjectgen import SubjectPipeline, WeightsError
-from subjectgen.weights import write_manifest
+from subjectgen.weights import model_hash, write_manifest
 
-REPO = "someone/tiny-subjects"
+REPO, OTHER = "someone/tiny-subjects", "someone/described-by-hand"
 OWN_CARD = b"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\nwritten by hand\n"
 NETWORKS = ("mllm", "aggregator", "transformer", "vae")
 
-# Each runs in a process of its own: huggingface_hub reads its settings when it is imported.
-PUSH = """
-import sys; from subjectgen import SubjectPipeline
-pipe = SubjectPipeline.from_pretrained(sys.argv[1])
-print(pipe.push_to_hub("someone/tiny-subjects"))
-"""
-LOAD = """
+# In a process of its own: huggingface_hub reads its settings when it is imported.
+PUSH_AND_LOAD = """
 import sys, subjectgen
 from diffusers import DiffusionPipeline
 from subjectgen.weights import model_hash
-repo = "someone/tiny-subjects"
+folder, repo, other = sys.argv[1:]
+pipe = subjectgen.load(folder)
+url = pipe.push_to_hub(repo)
+pipe.push_to_hub(other)
 direct = subjectgen.load(repo)
 generic = DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)
 assert type(generic) is subjectgen.SubjectPipeline, type(generic)
 assert direct.config["stages"] == generic.config["stages"] == "free"
 assert direct.name_or_path == repo
-print(model_hash(direct.components), model_hash(generic.components))
+print(url, model_hash(direct.components), model_hash(generic.components))
+"""
+LOAD_OFFLINE = """
+import sys, subjectgen
+from subjectgen.weights import model_hash
+print(model_hash(subjectgen.load(sys.argv[1]).components))
 """
 
 
@@ -51,7 +54,7 @@ def in_process(code, hub_url, home, *arguments, **environment):
         **environment,
     }
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=os.environ | settings, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *arguments], env=os.environ | settings, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -151,25 +154,18 @@ class TestRepositoryFiles:
         assert "license" not in yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
 
 
-class TestHub:
-    def test_push_load_and_stay_offline(self, pipe, folder, tmp_path):
-        with running() as hub:
-            (url,) = in_process(PUSH, hub.url, tmp_path, str(folder))
-            assert url == f"{hub.url}/{REPO}/commit/{hub.sha(REPO)}"
-            pushed = hub.repos[REPO]
-            kept = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-            assert pushed.keys() == kept
-            assert pushed["README.md"] == (folder / "README.md").read_bytes()
-
-            loaded = in_process(LOAD, hub.url, tmp_path)
-            assert loaded == [subjectgen.weights.model_hash(pipe.components)] * 2
-
-            hub.repos[REPO]["README.md"] = OWN_CARD
-            hub.repos[REPO]["vae/config.json"] = b"{}"
-            in_process(PUSH, hub.url, tmp_path, str(folder))
-            assert hub.repos[REPO]["README.md"] == OWN_CARD and hub.commits == 2
-            assert hub.repos[REPO]["vae/config.json"] != b"{}"
-        assert in_process(LOAD, hub.url, tmp_path, HF_HUB_OFFLINE="1") == loaded
+def test_push_load_and_stay_offline(pipe, folder, tmp_path):
+    with running() as hub:
+        hub.repos[OTHER] = {"README.md": OWN_CARD, "vae/config.json": b"{}"}
+        url, direct, generic = in_process(PUSH_AND_LOAD, hub.url, tmp_path, str(folder), REPO, OTHER)
+        assert url == f"{hub.url}/{REPO}/commit/{hub.sha(REPO)}" and hub.commits == 2
+        kept = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+        assert hub.repos[REPO].keys() == hub.repos[OTHER].keys() == kept.keys()
+        assert hub.repos[REPO]["README.md"] == kept["README.md"].read_bytes()
+        assert hub.repos[OTHER]["README.md"] == OWN_CARD
+        assert hub.repos[OTHER]["vae/config.json"] == kept["vae/config.json"].read_bytes()
+    assert direct == generic == model_hash(pipe.components)
+    assert in_process(LOAD_OFFLINE, hub.url, tmp_path, REPO, HF_HUB_OFFLINE="1") == [direct]
 
 
 class TestRefusals:

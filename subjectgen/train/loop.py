@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -15,21 +15,23 @@ from subjectgen.files import remove_parts, whole_file, whole_folder
 from subjectgen.train.checkpoint import NAME, load_checkpoint, save_checkpoint
 from subjectgen.train.interruption import interruption
 from subjectgen.train.optimizer import Optimizers
-from subjectgen.train.report import LossLog, ProgressBar
+from subjectgen.train.parallel import Workers
+from subjectgen.train.report import report
 
 EMA_DECAY = 0.999
 CLIP = 1.0  # largest norm of the gradient
 
 
+@runtime_checkable
 class Phase(Protocol):
-    """What a phase gives the loop. All randomness of a step comes from its number, so a resumed run is the same run."""
+    """What a phase gives the loop. All randomness of a batch comes from its number, so a resumed run is the same."""
 
     name: str
     batch_size: int
     model: nn.Module  # what is trained; all that it learns are parameters
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, and figures to log."""
+        """The loss of the batch of this number, and figures to log."""
         ...
 
     def sheet(self) -> Image.Image:
@@ -83,7 +85,7 @@ class State:
     """Where a run stands; the checkpoint holds it whole. The step is also the data's position."""
 
     step: int = 0
-    seconds: float = 0.0  # spent in steps
+    seconds: float = 0.0  # spent in steps, by the leader's clock
 
 
 def run(
@@ -102,6 +104,7 @@ def run(
     holds a run and `resume` is not set, or a gradient is not finite; WeightsError for a checkpoint that does not fit.
     """
     folder = out / phase.name
+    workers = Workers(next(phase.model.parameters()).device)
     optimizers = Optimizers(phase.model)
     ema = EMAModel(phase.model.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
     state = restore(folder, phase.model, optimizers, ema, resume)
@@ -112,39 +115,42 @@ def run(
     def draw() -> None:
         with_ema(ema, phase.model, lambda: save_sheet(phase, folder, state.step))
 
-    save_now_and_then, draw_now_and_then = every(checkpoint_minutes, save), every(sheet_minutes, draw)
-    bar = ProgressBar(phase.name, phase.batch_size, budget.progress(state.step, state.seconds))
-    with LossLog(folder, state.step) as log, bar as show, interruption() as interrupted:
-        while (progress := budget.progress(state.step, state.seconds)) < 1 and not interrupted():
+    files = (every(checkpoint_minutes, save), every(sheet_minutes, draw)) if workers.leads else ()
+    pictures = phase.batch_size * workers.count
+    with report(workers.leads, folder, phase.name, pictures, state.step) as tell, interruption() as interrupted:
+        clock, stop = state.seconds, False
+        while (progress := budget.progress(state.step, state.seconds)) < 1 and not stop:
             started = time.monotonic()
-            figures = train_step(phase, optimizers, ema, state.step, schedule.at(state.step, progress))
-            taken = time.monotonic() - started
+            loss, figures = phase.loss(workers.batch(state.step))
+            loss.backward()
+            state.seconds, stop = workers.agree(phase.model, clock, interrupted())
+            figures |= update(phase.model, optimizers, ema, state.step, schedule.at(state.step, progress))
+            clock += time.monotonic() - started
             state.step += 1
-            state.seconds += taken
-            log(state.step, state.seconds, figures)
-            show(progress, state.step, taken, figures["loss"])
-            save_now_and_then()
-            draw_now_and_then()
+            tell(progress, state.step, clock, {"loss": loss.item(), **figures})
+            for write in files:
+                write()
+    if workers.leads:
         save()
-    if interrupted():
+        if not stop:
+            with_ema(ema, phase.model, lambda: finish(phase, folder, state.step))
+    workers.part()
+    if stop:
         raise KeyboardInterrupt(f"step {state.step} is saved in {folder}; --resume goes on with it")
-    with_ema(ema, phase.model, lambda: finish(phase, folder, state.step))
     return state
 
 
-def train_step(phase: Phase, optimizers: Optimizers, ema: EMAModel, step: int, rate: float) -> dict[str, float]:
-    """One update; returns the figures of its batch. Raises ValueError before anything is spoilt."""
-    loss, figures = phase.loss(step)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(phase.model.parameters(), CLIP)
+def update(model: nn.Module, optimizers: Optimizers, ema: EMAModel, step: int, rate: float) -> dict[str, float]:
+    """One update from the gradients that are there. Raises ValueError before anything is spoilt."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     if not torch.isfinite(norm):
         raise ValueError(
             f"the gradient of step {step} is {norm.item()}: expected a finite one. Resume from the last checkpoint "
             "with another batch size or a lower rate"
         )
     optimizers.step(rate)
-    ema.step(phase.model.parameters())
-    return {"loss": loss.item(), **figures, "rate": rate, "gradient": norm.item()}
+    ema.step(model.parameters())
+    return {"rate": rate, "gradient": norm.item()}
 
 
 def restore(folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel, resume: bool) -> State:

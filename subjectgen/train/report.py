@@ -2,7 +2,8 @@
 
 import csv
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -74,12 +75,12 @@ def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 class ProgressBar:
     """A bar over the budget with loss and pictures per second."""
 
-    def __init__(self, name: str, batch_size: int, done: float):
-        self.batch_size = batch_size
-        self.recent: deque[float] = deque(maxlen=RECENT)  # seconds of steps
+    def __init__(self, name: str, pictures_per_step: int):
+        self.pictures_per_step = pictures_per_step
+        self.clocks: deque[float] = deque(maxlen=RECENT)  # seconds at the end of the latest steps
         columns = (TextColumn(f"{name} {{task.description}}"), BarColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=1)
-        self.task = self.bar.add_task("", total=1.0, completed=done)
+        self.task = self.bar.add_task("", total=1.0)
 
     def __enter__(self):
         self.bar.start()
@@ -88,9 +89,28 @@ class ProgressBar:
     def __exit__(self, *_):
         self.bar.stop()
 
-    def __call__(self, progress: float, step: int, seconds: float, loss: float) -> None:
-        """Show where the run is after a step that took `seconds`; progress is the share of the budget, 0..1."""
-        self.recent.append(seconds)
-        speed = self.batch_size * len(self.recent) / sum(self.recent)
+    def __call__(self, progress: float, step: int, clock: float, loss: float) -> None:
+        """Show where the run is, `clock` seconds of training in; progress is the share of the budget, 0..1."""
+        self.clocks.append(clock)
+        taken = self.clocks[-1] - self.clocks[0]
+        speed = self.pictures_per_step * (len(self.clocks) - 1) / taken if taken else 0.0
         text = f"step {step} · loss {loss:.4f} · {speed:.0f} pictures/s"
         self.bar.update(self.task, completed=progress, description=text)
+
+
+Tell = Callable[[float, int, float, dict[str, float]], None]
+
+
+@contextmanager
+def report(leads: bool, folder: Path, name: str, pictures_per_step: int, step: int) -> Iterator[Tell]:
+    """Yield what is told of each step: (progress 0..1, step, seconds, figures). Only the leader writes and shows."""
+    if not leads:
+        yield lambda *_: None
+        return
+    with LossLog(folder, step) as log, ProgressBar(name, pictures_per_step) as show:
+
+        def tell(progress: float, step: int, clock: float, figures: dict[str, float]) -> None:
+            log(step, clock, figures)
+            show(progress, step, clock, figures["loss"])
+
+        yield tell

@@ -1,0 +1,150 @@
+"""What is told before a call against what the call then does."""
+
+import pytest
+import torch
+from tiny_pipeline import picture, tiny_pipeline
+from torch.profiler import ProfilerActivity, profile
+
+from subjectgen import Guidance, Stage
+
+RED, BLUE = picture("red"), picture("blue")
+PROMPTS = ["a red cat", "on the blue ground, a cat and a cat"]
+STAGES = [Stage(0.8, identity=0.0), Stage(0.5, guidance=1.0), Stage(0.0, semantic=0.0)]
+CASES = {
+    "plain": {},
+    "guided": {"guidance_scale": 2.0},
+    "three terms": {"guidance": Guidance(identity=2.0, text=3.0), "stages": "faithful"},
+    "text only": {"subject_images": None, "guidance_scale": 2.0, "stages": "free"},
+    "wide": {"height": 48, "width": 96, "num_images_per_prompt": 2, "num_inference_steps": 7},
+}
+
+
+@pytest.fixture(scope="module", params=["cached", "joint"])
+def pipe(request):
+    return tiny_pipeline(conditions=request.param, stages=STAGES, num_inference_steps=6)
+
+
+def forwards_of(pipe, monkeypatch, **call):
+    """What the transformer is given while noise is denoised: (pictures, image tokens, text tokens) per forward."""
+    seen, transformer = [], pipe.transformer.forward
+
+    def forward(**given):
+        if given["timestep"].min() > 0:  # at sigma 0 conditions are read
+            seen.append((*given["hidden_states"].shape[:2], given["encoder_hidden_states"].shape[1]))
+        return transformer(**given)
+
+    monkeypatch.setattr(pipe.transformer, "forward", forward)
+    pipe(**call, output_type="latent")
+    return seen
+
+
+def call_of(options):
+    return {"prompt": PROMPTS[0], "subject_images": [RED, BLUE], **options}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+class TestSteps:
+    def test_forwards_are_steps_times_passes(self, pipe, monkeypatch, options):
+        told = pipe.estimate(**call_of(options))
+        assert sum(each.forwards for each in told.stages) == len(forwards_of(pipe, monkeypatch, **call_of(options)))
+        steps = options.get("num_inference_steps", 6)
+        assert sum(each.steps for each in told.stages) == steps
+        assert [each.stage.until for each in told.stages][-1] == 0
+
+    def test_noise_tokens(self, pipe, options):
+        tokens = {each.noise_tokens for each in pipe.estimate(**call_of(options)).stages}
+        assert tokens == {options.get("height", 64) * options.get("width", 64) // 16**2}
+
+
+def test_tokens_are_those_the_transformer_is_given(monkeypatch):
+    pipe = tiny_pipeline(conditions="joint", stages=STAGES, num_inference_steps=6)
+    told = pipe.estimate(**call_of({}))
+    given = [(image, text) for _, image, text in forwards_of(pipe, monkeypatch, **call_of({}))]
+    expected = [
+        (each.noise_tokens + each.identity_tokens, each.semantic_tokens)
+        for each in told.stages
+        for _ in range(each.forwards)
+    ]
+    assert given == expected
+
+
+def test_references_of_the_largest_prompt():
+    told = tiny_pipeline().estimate(PROMPTS, [[], [RED, BLUE]], num_images_per_prompt=3, stages="faithful")
+    assert (told.pictures, told.references) == (6, 2)
+    assert told.stages[0].identity_tokens == 2 * (32 // 16) ** 2
+
+
+def test_embeds_cost_as_their_images(pipe):
+    subject = pipe.encode_subjects([RED, BLUE])
+    assert pipe.estimate(PROMPTS[0], subject) == pipe.estimate(PROMPTS[0], [RED, BLUE])
+
+
+def test_nothing_runs_and_nothing_changes(pipe, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a network ran")
+
+    for network in (pipe.mllm, pipe.aggregator, pipe.transformer, pipe.vae):
+        monkeypatch.setattr(network, "forward", refuse)
+    state, timesteps = torch.random.get_rng_state(), pipe.scheduler.timesteps
+    pipe.estimate(PROMPTS[0], RED, num_inference_steps=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert pipe.scheduler.timesteps is timesteps
+
+
+class TestMemory:
+    def test_weights(self, pipe):
+        told = pipe.estimate(PROMPTS[0]).weight_bytes
+        sizes = {name: sum(p.numel() for p in getattr(pipe, name).parameters()) * 4 for name in told}
+        buffers = {name: sum(b.numel() * b.element_size() for b in getattr(pipe, name).buffers()) for name in told}
+        assert told == {name: sizes[name] + buffers[name] for name in sizes}
+        assert set(told) == {"mllm", "aggregator", "transformer", "vae"}
+
+    def test_peaks_are_sums_of_what_is_listed(self, pipe):
+        told = pipe.estimate(PROMPTS[0], RED)
+        weights, activations = told.weight_bytes.values(), told.activation_bytes.values()
+        assert told.peak_bytes == sum(weights) + max(activations)
+        assert told.offloaded_peak_bytes == max(weights) + max(activations)
+
+    @pytest.mark.parametrize("station", ["sample", "to image"])
+    def test_activations_are_near_what_is_allocated(self, station):
+        """For large pictures; small ones cost more than the formula knows."""
+        pipe = tiny_pipeline(conditions="joint", stages="faithful")
+        call = {"prompt": PROMPTS[0], "subject_images": [RED], "height": 512, "width": 512, "num_inference_steps": 1}
+        told = pipe.estimate(**call).activation_bytes[station]
+        kind = {"sample": "latent", "to image": "pt"}[station]
+        assert 0.5 * told < allocated(lambda: pipe(**call, output_type=kind)) < 2 * told
+
+    def test_grow_with_the_picture_and_the_batch(self, pipe):
+        small, large = (pipe.estimate(PROMPTS[0], RED, height=side, width=side) for side in (64, 128))
+        many = pipe.estimate(PROMPTS[0], RED, num_images_per_prompt=3)
+        assert large.activation_bytes["to image"] == 4 * small.activation_bytes["to image"]
+        assert many.activation_bytes["sample"] == 3 * small.activation_bytes["sample"]
+
+
+def allocated(run):
+    """The most bytes that `run` holds at once."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()
+    changes = [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns()) if event.name() == "[memory]"]
+    return int(torch.tensor(changes).cumsum(0).max())
+
+
+class TestShown:
+    def test_prints_every_stage_and_the_needs(self, pipe):
+        text = str(pipe.estimate(PROMPTS[0], RED, guidance_scale=2.0))
+        for line in ("until 0.8", "until 0.5", "until 0", "peak memory", "enable_model_cpu_offload", "transformer"):
+            assert line in text
+        assert pipe.config["conditions"] in text
+
+    def test_is_frozen(self, pipe):
+        with pytest.raises(AttributeError):
+            pipe.estimate(PROMPTS[0]).pictures = 2
+
+
+def test_refuses_what_the_call_refuses(pipe):
+    with pytest.raises(ValueError, match="stages='mild'"):
+        pipe.estimate(PROMPTS[0], stages="mild")
+    with pytest.raises(TypeError, match="heigth"):
+        pipe.estimate(PROMPTS[0], heigth=64)

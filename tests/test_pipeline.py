@@ -1,0 +1,177 @@
+"""What a call refuses, what it resolves to, and what diffusers can do with the pipeline."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from PIL import Image
+from tiny_pipeline import picture, seeded_generators, tiny_pipeline
+
+from subjectgen import Guidance, Stage, SubjectPipeline
+from subjectgen.generate.stages import STAGE_PRESETS
+from subjectgen.request import Limits, Request, read_images, resolve
+
+RED, BLUE = picture("red"), picture("blue")
+PROMPT = "a red cat"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+def latents(pipe, subjects=RED, **options):
+    return pipe(PROMPT, subjects, generator=seeded_generators(0), output_type="latent", **options).images
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"prompt": ""}, ("empty", "words")),
+            ({"prompt": ["a cat", "  "]}, ("empty",)),
+            ({"prompt": []}, ("empty",)),
+            ({"prompt": 5}, ("prompt=5", "string")),
+            ({"prompt": ["a cat", None]}, ("None", "strings")),
+            ({"subject_images": [RED] * 9}, ("9 references", "at most 3")),
+            ({"subject_images": [[RED], [BLUE]]}, ("2 lists", "1 prompt")),
+            ({"subject_images": 5}, ("5", "path")),
+            ({"subject_images": "https://example.org/cat.png"}, ("URL",)),
+            ({"subject_images": "none.png"}, ("none.png", "does not exist")),
+            ({"subject_images": RED, "image": BLUE}, ("subject_images and image",)),
+            ({"height": 60}, ("64x60", "64x48", "64x64")),
+            ({"height": 50, "width": 70}, ("70x50", "64x48", "80x64")),
+            ({"width": 0}, ("width=0",)),
+            ({"width": 64.0}, ("width=64.0",)),
+            ({"num_inference_steps": 0}, ("num_inference_steps=0", "at least 1")),
+            ({"num_inference_steps": "many"}, ("many",)),
+            ({"num_images_per_prompt": 0}, ("num_images_per_prompt=0",)),
+            ({"guidance_scale": "high"}, ("guidance_scale='high'", "number")),
+            ({"negative": "no_text"}, ("no_text", "empty_text", "no_identity", "no_condition")),
+            ({"negative_prompt": ["a", "b"]}, ("2 negative prompts", "1 prompts")),
+            ({"negative_prompt": 3}, ("negative_prompt=3",)),
+            ({"guidance": 2.5}, ("guidance=2.5", "Guidance")),
+            ({"guidance": Guidance(scale=2), "guidance_scale": 3}, ("guidance_scale", "give one")),
+            ({"stages": "mild"}, ("mild", *STAGE_PRESETS)),
+            ({"stages": [Stage(0.5)]}, ("0.5", "expected 0")),
+            ({"generator": 7}, ("generator=7", "manual_seed")),
+            ({"generator": seeded_generators(1, 2)}, ("2 generators", "1 pictures")),
+            ({"latents": torch.zeros(1, 4, 8, 4)}, ("[1, 4, 8, 4]", "[1, 4, 8, 8]")),
+            ({"latents": np.zeros((1, 4, 8, 8))}, ("ndarray", "[1, 4, 8, 8]")),
+            ({"output_type": "jpeg"}, ("jpeg", "pil", "latent")),
+            ({"callback_on_step_end_tensor_inputs": ["noise"]}, ("noise", "latents")),
+        ],
+        ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+    )
+    def test_before_anything_is_computed(self, pipe, monkeypatch, options, words):
+        monkeypatch.setattr(SubjectPipeline, "adapters", lambda self: pytest.fail("work has begun"))
+        with pytest.raises((ValueError, FileNotFoundError)) as refused:
+            pipe(**{"prompt": PROMPT, **options})
+        for word in words:
+            assert word in str(refused.value)
+
+    def test_misspelt_argument(self, pipe):
+        with pytest.raises(TypeError, match="heigth"):
+            pipe(PROMPT, heigth=64)
+
+    def test_very_long_prompt_says_what_was_cut(self, pipe):
+        with pytest.warns(UserWarning, match=r"tokens.*words.*cut"):
+            pipe("cat " * 10_000, output_type="latent", num_inference_steps=1)
+
+    def test_stages_of_a_checkpoint(self):
+        with pytest.raises(ValueError, match="stages='mild'"):
+            tiny_pipeline(stages="mild")
+
+    def test_conditions_of_a_checkpoint(self):
+        with pytest.raises(ValueError, match=r"conditions='both'.*joint.*cached"):
+            tiny_pipeline(conditions="both")
+
+
+class TestRequest:
+    limits = Limits(
+        image_size=64,
+        pixels_per_latent=8,
+        pixels_per_token=16,
+        latent_channels=4,
+        reference_size=32,
+        max_references=3,
+        num_inference_steps=4,
+        guidance_scale=1.5,
+        stages="free",
+    )
+
+    def test_what_is_left_out_is_the_checkpoints_choice(self):
+        resolved = resolve(Request(prompt=PROMPT), self.limits)
+        assert (resolved.height, resolved.width, resolved.num_inference_steps) == (64, 64, 4)
+        assert resolved.guidance == Guidance(scale=1.5) and resolved.stages == STAGE_PRESETS["free"]
+        assert (resolved.prompts, resolved.negative_prompts, resolved.num_pictures) == ((PROMPT,), ("",), 1)
+
+    def test_what_is_given_wins(self):
+        request = Request(
+            prompt=["a", "b"], height=16, width=32, guidance_scale=3, stages="paper", negative="no_identity"
+        )
+        resolved = resolve(request, self.limits)
+        assert (resolved.height, resolved.width) == (16, 32)
+        assert resolved.guidance == Guidance(scale=3.0, negative="no_identity")
+        assert resolved.stages == STAGE_PRESETS["paper"]
+
+    @pytest.mark.parametrize("kind", [np.array, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)])
+    def test_kinds_of_images_are_one(self, kind):
+        assert read_images([kind(RED)], self.limits).key == read_images([RED], self.limits).key
+
+    @pytest.mark.parametrize("size", [(40, 20), (20, 40), (7, 7), (100, 1)])
+    def test_references_are_whole_on_white(self, size):
+        (square,) = read_images([Image.new("RGB", size, (200, 0, 0))], self.limits).images
+        assert square.size == (32, 32)
+        inside = np.array(square)[..., 1] == 0
+        height, width = (max(round(32 * side / max(size)), 1) for side in reversed(size))
+        assert inside.sum() == height * width and inside[15:17, 15:17].any()
+        assert (np.array(square)[~inside] == 255).all()
+
+
+class TestWithDiffusers:
+    def test_attention_backend(self, pipe):
+        plain = latents(pipe)
+        pipe.transformer.set_attention_backend("_native_math")
+        try:
+            torch.testing.assert_close(latents(pipe), plain, atol=1e-4, rtol=0)
+        finally:
+            pipe.transformer.reset_attention_backend()
+
+    def test_fused_projections(self):
+        pipe = tiny_pipeline()
+        plain = latents(pipe)
+        pipe.transformer.fuse_qkv_projections()
+        torch.testing.assert_close(latents(pipe), plain, atol=1e-4, rtol=0)
+
+    def test_model_offload_reaches_every_network(self):
+        """`enable_model_cpu_offload` moves a network when its hook is called: each must be, in the stated order."""
+        pipe, order = tiny_pipeline(), []
+        for name in ("mllm", "aggregator", "transformer", "vae"):
+            add_hook_to_module(getattr(pipe, name), Recorder(name, order))
+        pipe(PROMPT, RED)
+        assert list(dict.fromkeys(order)) == ["mllm", "aggregator", "vae", "transformer"] and order[-1] == "vae"
+
+    def test_step_cache(self):
+        from diffusers import FirstBlockCacheConfig
+
+        pipe = tiny_pipeline(num_inference_steps=6)
+        plain = latents(pipe, stages="faithful", guidance_scale=2.0)
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
+        torch.testing.assert_close(latents(pipe, stages="faithful", guidance_scale=2.0), plain, atol=1e-4, rtol=0)
+
+    def test_bfloat16(self, pipe):
+        half = tiny_pipeline().to(torch.bfloat16)
+        assert (latents(half).float() - latents(pipe)).abs().max() < 0.1
+
+    def test_no_gradients_are_kept(self, pipe):
+        assert not latents(pipe).requires_grad
+
+
+class Recorder(ModelHook):
+    def __init__(self, name, order):
+        self.name, self.order = name, order
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.order.append(self.name)
+        return args, kwargs

@@ -1,0 +1,403 @@
+"""The training loop and the phases: nothing is lost, nothing is half-written, what is learned is the method."""
+
+import csv
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_subjects import cutout_folder
+from tiny_training import Sines, flat, tiny_run
+from torch import nn
+
+from subjectgen.data.batches import batch_of, generator_of
+from subjectgen.data.render import Renderer
+from subjectgen.data.subjects import load_subjects
+from subjectgen.data.world import Ground, Placement, Scene
+from subjectgen.files import whole_folder
+from subjectgen.models.vae import latents_from_pixels
+from subjectgen.train import checkpoint
+from subjectgen.train.checkpoint import NAME
+from subjectgen.train.loop import Budget, Schedule, run
+from subjectgen.train.mini import train
+from subjectgen.train.optimizer import Optimizers, is_hidden_matrix
+from subjectgen.train.subject import DRAWS, SubjectPhase, box_weights, kept_conditions, shifted
+from subjectgen.train.vae import VaePhase
+from subjectgen.weights import WeightsError
+
+SCHEDULE = Schedule(rate=1e-2, warmup=5)
+OFTEN, NEVER = {"checkpoint_minutes": 0.0, "sheet_minutes": 1e9}, {"checkpoint_minutes": 1e9, "sheet_minutes": 1e9}
+
+
+class Killed(BaseException):
+    """Stands for a death that nothing can catch."""
+
+
+def at(step, act):
+    return lambda now: act() if now == step else None
+
+
+def die():
+    raise Killed
+
+
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def train_sines(out, steps=30, before=lambda step: None, **options):
+    phase = Sines(before)
+    run(phase, out, Budget(steps=steps), SCHEDULE, **{**NEVER, **options})
+    return phase
+
+
+def saved(out, name="sines"):
+    return load_file(out / name / NAME)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that nothing disturbed, and its phase."""
+    out = tmp_path_factory.mktemp("straight")
+    return out, train_sines(out)
+
+
+class TestPlans:
+    def test_budget(self):
+        assert Budget(steps=200).progress(50, 1e9) == 0.25
+        assert Budget(minutes=2.0).progress(10**9, 60.0) == 0.5
+        assert Budget(steps=200, minutes=2.0).progress(50, 60.0) == 0.5
+        assert Budget(steps=200).progress(300, 0.0) == 1
+
+    @pytest.mark.parametrize("budget", [{}, {"steps": 0}, {"minutes": 0.0}, {"steps": 5, "minutes": -1.0}])
+    def test_a_budget_must_end(self, budget):
+        with pytest.raises(ValueError, match="budget"):
+            Budget(**budget)
+
+    def test_schedule(self):
+        schedule = Schedule(rate=0.5, warmup=10, cooldown=0.4)
+        assert schedule.at(0, 0.0) == pytest.approx(0.05)
+        assert schedule.at(9, 0.1) == schedule.at(500, 0.6) == 0.5
+        assert schedule.at(500, 0.8) == pytest.approx(0.25)
+        assert schedule.at(500, 0.99) == pytest.approx(0.0125)
+
+    @pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"warmup": 0}, {"cooldown": 0.0}, {"cooldown": 1.5}])
+    def test_schedules_that_make_no_sense(self, wrong):
+        with pytest.raises(ValueError, match="expected rate > 0"):
+            Schedule(**{"rate": 0.1, **wrong})
+
+
+class TestLoop:
+    def test_it_learns(self, tmp_path):
+        losses = train_sines(tmp_path, steps=150).losses
+        assert sum(losses[-10:]) < sum(losses[:10]) / 5
+
+    def test_ctrl_c_is_kept_and_resumes_bit_exactly(self, straight, tmp_path):
+        handler = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt, match=r"step 12 .*--resume"):
+            train_sines(tmp_path, before=at(11, press_ctrl_c))
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert {file.name for file in (tmp_path / "sines").iterdir()} == {NAME, "losses.csv"}
+        phase = train_sines(tmp_path, resume=True)
+        assert len(phase.losses) == 30 - 12
+        assert phase.losses == straight[1].losses[12:]
+        assert same(saved(tmp_path), saved(straight[0]))
+
+    def test_a_second_ctrl_c_acts_at_once(self, straight, tmp_path):
+        def twice():
+            press_ctrl_c()
+            press_ctrl_c()
+
+        with pytest.raises(KeyboardInterrupt):
+            train_sines(tmp_path, before=at(11, twice), **OFTEN)
+        train_sines(tmp_path, resume=True)
+        assert same(saved(tmp_path), saved(straight[0]))
+
+    @pytest.mark.parametrize(("options", "redone"), [(OFTEN, 0), (NEVER, 17)])
+    def test_a_kill_loses_what_came_after_the_checkpoint_only(self, straight, tmp_path, options, redone):
+        with pytest.raises(Killed):
+            train_sines(tmp_path, before=at(17, die), **options)
+        phase = train_sines(tmp_path, resume=True)
+        assert len(phase.losses) == 30 - 17 + redone
+        assert same(saved(tmp_path), saved(straight[0]))
+
+    def test_a_kill_while_the_checkpoint_is_written(self, straight, tmp_path, monkeypatch):
+        """The one before is still there; what was left unfinished goes away."""
+        calls = []
+
+        def save_half(tensors, path, metadata):
+            calls.append(path)
+            if len(calls) == 8:
+                path.write_bytes(b"half")
+                os.link(path, tmp_path / "sines" / ".left.1.part")  # a real kill cleans nothing up
+                die()
+            return save_file(tensors, path, metadata)
+
+        save_file = checkpoint.save_file
+        monkeypatch.setattr(checkpoint, "save_file", save_half)
+        with pytest.raises(Killed):
+            train_sines(tmp_path, **OFTEN)
+        phase = train_sines(tmp_path, resume=True)
+        assert len(phase.losses) == 30 - 7
+        assert same(saved(tmp_path), saved(straight[0]))
+        assert not list((tmp_path / "sines").glob(".*"))
+
+    def test_a_kill_while_the_component_is_written(self, tmp_path):
+        class Dying(Sines):
+            def export(self, folder):
+                super().export(folder)
+                die()
+
+        with pytest.raises(Killed):
+            run(Dying(), tmp_path, Budget(steps=3), SCHEDULE)
+        assert not (tmp_path / "sines" / "export").exists()
+        train_sines(tmp_path, steps=3, resume=True)
+        assert (tmp_path / "sines" / "export" / "weights.safetensors").exists()
+
+    def test_a_run_is_not_overwritten(self, straight):
+        before = saved(straight[0])
+        with pytest.raises(ValueError, match=r"holds a run: pass --resume"):
+            train_sines(straight[0])
+        assert same(saved(straight[0]), before)
+
+    def test_a_larger_budget_goes_on(self, tmp_path):
+        train_sines(tmp_path, steps=5)
+        assert len(train_sines(tmp_path, steps=8, resume=True).losses) == 3
+
+    def test_ema_is_what_is_exported(self, straight):
+        """The decay warms up as 1 - (1 + t)^-.75, t counted from the second step."""
+        out, phase = straight
+        states = [*phase.weights[1:], flat(phase.model)]
+        average = states[0]
+        for t, weights in enumerate(states[1:], start=1):
+            decay = min(0.999, 1 - (1 + t) ** -0.75)
+            average = decay * average + (1 - decay) * weights
+        exported = load_file(out / "sines" / "export" / "weights.safetensors")["weights"]
+        torch.testing.assert_close(exported, average, atol=1e-6, rtol=0)
+        assert not torch.allclose(exported, flat(phase.model), atol=1e-3)
+        kept = saved(out)
+        raw = torch.cat([kept[f"model.{name}"].flatten() for name, _ in phase.model.named_parameters()])
+        assert torch.equal(flat(phase.model), raw)
+
+    def test_a_gradient_that_is_not_finite(self, tmp_path):
+        class Exploding(Sines):
+            def loss(self, step):
+                loss, figures = super().loss(step)
+                return (loss * float("inf") if step == 3 else loss), figures
+
+        phase = Exploding()
+        with pytest.raises(ValueError, match=r"gradient of step 3 is (nan|inf)"):
+            run(phase, tmp_path, Budget(steps=6), SCHEDULE, **OFTEN)
+        assert torch.equal(flat(phase.model), phase.weights[3])
+        assert all(tensor.isfinite().all() for tensor in saved(tmp_path).values())
+
+    def test_losses(self, tmp_path):
+        """Means over 20 steps; what a kill undid is not told twice."""
+        with pytest.raises(Killed):
+            train_sines(tmp_path, steps=50, before=at(44, die))
+        losses = train_sines(tmp_path, steps=50, resume=True).losses
+        with (tmp_path / "sines" / "losses.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["step"]) for row in rows] == [20, 40, 50]
+        assert float(rows[1]["loss"]) == pytest.approx(sum(losses[20:40]) / 20, abs=1e-6)
+        assert float(rows[1]["double"]) == pytest.approx(2 * float(rows[1]["loss"]), abs=2e-6)
+        assert {"seconds", "rate", "gradient"} <= rows[0].keys()
+
+    def test_sheets(self, tmp_path):
+        train_sines(tmp_path, steps=3, sheet_minutes=0.0)
+        assert sorted(file.name for file in (tmp_path / "sines").glob("*.png")) == [
+            f"sheet-000000{step}.png" for step in (1, 2, 3)
+        ]
+
+    def test_checkpoints_that_do_not_fit(self, tmp_path):
+        class Wider(Sines):
+            def __init__(self):
+                super().__init__()
+                self.model[4] = nn.Linear(20, 4)
+
+        train_sines(tmp_path, steps=2)
+        with pytest.raises(WeightsError, match=r"2 parameters differ, the first is 4\.bias"):
+            run(Wider(), tmp_path, Budget(steps=4), SCHEDULE, resume=True)
+        file = tmp_path / "sines" / NAME
+        file.write_bytes(file.read_bytes()[:200])
+        with pytest.raises(WeightsError, match="corrupt or cut off"):
+            train_sines(tmp_path, resume=True)
+
+
+class TestFiles:
+    def test_a_folder_is_replaced_whole(self, tmp_path):
+        for text in ("old", "new"):
+            with whole_folder(tmp_path / "a") as folder:
+                (folder / text).write_text(text)
+        assert [file.name for file in tmp_path.rglob("*")] == ["a", "new"]
+
+    def test_a_folder_stays_when_writing_fails(self, tmp_path):
+        with whole_folder(tmp_path / "a") as folder:
+            (folder / "old").touch()
+        with pytest.raises(Killed), whole_folder(tmp_path / "a") as folder:
+            (folder / "new").touch()
+            die()
+        assert [file.name for file in tmp_path.rglob("*")] == ["a", "old"]
+
+
+class TestOptimizers:
+    def test_round_trip(self):
+        def descend(model, optimizers, steps):
+            for step in steps:
+                x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+                model(x).square().mean().backward()
+                optimizers.step(1e-2)
+
+        first, second = Sines().model, Sines().model
+        one, other = Optimizers(first), Optimizers(second)
+        descend(first, one, range(3))
+        second.load_state_dict(first.state_dict())
+        other.load_tensors({name: tensor.clone() for name, tensor in one.tensors().items()})
+        descend(first, one, range(3, 6))
+        descend(second, other, range(3, 6))
+        assert torch.equal(flat(first), flat(second))
+        fresh = Sines().model
+        descend(fresh, Optimizers(fresh), range(3))
+        fresh_optimizers = Optimizers(fresh)
+        descend(fresh, fresh_optimizers, range(3, 6))
+        assert not torch.equal(flat(first), flat(fresh))  # the state matters
+
+    def test_muon_takes_hidden_matrices(self):
+        weight = torch.zeros(32, 32)
+        assert is_hidden_matrix("blocks.0.to_q.weight", weight)
+        assert not is_hidden_matrix("blocks.0.to_q.bias", weight[0])
+        assert not is_hidden_matrix("model.embed_tokens.weight", weight)
+        assert not is_hidden_matrix("proj_out.weight", weight)
+        assert not is_hidden_matrix("thin.weight", weight[:8])
+        assert not is_hidden_matrix("convolution.weight", torch.zeros(32, 32, 3, 3))
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory):
+    folder = cutout_folder(tmp_path_factory.mktemp("cutouts"), seen=6, unseen=0)
+    return Renderer(load_subjects(cutouts=folder).split(unseen=False))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("run"))
+
+
+class OneBatch(SubjectPhase):
+    """The same pictures at every step, under fresh noise."""
+
+    def loss(self, step):
+        batch = batch_of(self.renderer, 0, 0, self.batch_size)
+        return self.velocity_loss(batch, generator_of(0, step, self.renderer.device))
+
+
+class TestSubjectPhase:
+    def test_it_overfits_one_picture(self, renderer, begun, tmp_path):
+        phase = OneBatch(renderer, begun, "stage2", batch_size=1)
+        losses = []
+        plain, phase.velocity_loss = phase.velocity_loss, lambda *given: losses.append(plain(*given)) or losses[-1]
+        run(phase, tmp_path, Budget(steps=120), Schedule(rate=1e-2, warmup=10), **NEVER)
+        losses = [loss.item() for loss, _ in losses]
+        assert sum(losses[-10:]) < sum(losses[:10]) / 5, losses[::10]
+
+    def test_it_resumes_bit_exactly(self, renderer, begun, tmp_path):
+        def go(out, steps, **options):
+            phase = SubjectPhase(renderer, begun, "stage2", batch_size=2)
+            run(phase, out, Budget(steps=4), SCHEDULE, **NEVER, **options)
+
+        class Stopped(SubjectPhase):
+            def loss(self, step):
+                if step == 1:
+                    press_ctrl_c()
+                return super().loss(step)
+
+        go(tmp_path / "straight", 4)
+        with pytest.raises(KeyboardInterrupt):
+            run(Stopped(renderer, begun, "stage2", batch_size=2), tmp_path / "cut", Budget(steps=4), SCHEDULE, **NEVER)
+        go(tmp_path / "cut", 4, resume=True)
+        assert same(saved(tmp_path / "cut", "stage2"), saved(tmp_path / "straight", "stage2"))
+
+    def test_the_target_is_noise_minus_image(self, renderer, begun):
+        """A net that knows the image: x = (1 - sigma) image + sigma noise, so the velocity is (x - image) / sigma."""
+        phase = SubjectPhase(renderer, begun, "stage2", batch_size=3)
+        batch = batch_of(renderer, 0, 0, 3)
+        image = torch.cat([phase.denoiser.pack(phase.latents(batch.target))] * DRAWS)
+
+        def knowing(noisy, sigma, *_):
+            return (noisy - image) / sigma[:, None, None]
+
+        phase.denoiser.denoise_with_kv = knowing
+        loss, _ = phase.velocity_loss(batch, generator_of(0, 0, renderer.device))
+        assert loss < 1e-4
+        phase.denoiser.denoise_with_kv = lambda *given: -knowing(*given)
+        assert phase.velocity_loss(batch, generator_of(0, 0, renderer.device))[0] > 1
+
+    def test_dropped_conditions_have_no_influence(self, renderer, begun):
+        phase = SubjectPhase(renderer, begun, "stage2", batch_size=2)
+        batch, other = batch_of(renderer, 0, 1, 2), batch_of(renderer, 0, 2, 2)
+        assert batch.references.shape == other.references.shape
+        noise = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+
+        def painted(batch, *keep):
+            keep = (torch.tensor(kind) for kind in keep)
+            kept, seen, pooled = phase.conditions(batch, *keep)
+            return phase.denoiser.denoise_with_kv(noise, torch.full((2,), 0.7), pooled, (8, 8), kept, seen)
+
+        with torch.no_grad():
+            nothing = [painted(each, [True, False], [True, False]) for each in (batch, other)]
+            everything = [painted(each, [True, True], [True, True]) for each in (batch, other)]
+        torch.testing.assert_close(nothing[0][1], nothing[1][1], atol=1e-5, rtol=0)
+        assert (nothing[0][0] - nothing[1][0]).abs().max() > 1e-4
+        assert (everything[0] - everything[1]).abs().amax((1, 2)).min() > 1e-4
+
+    def test_shares_of_dropped_conditions(self):
+        def kept(name):
+            return torch.stack(kept_conditions(name, 20000, torch.Generator().manual_seed(0)))
+
+        semantic, identity = kept("stage1")
+        assert not identity.any() and abs(semantic.float().mean() - 0.95) < 0.01
+        semantic, identity = kept("stage2")
+        shares = [(semantic & identity), (semantic & ~identity), (~semantic & identity), (~semantic & ~identity)]
+        for share, expected in zip(shares, (0.75, 0.1, 0.1, 0.05), strict=True):
+            assert abs(share.float().mean() - expected) < 0.01
+
+    def test_weights_of_boxes(self):
+        """A small subject at the top left covers pixels 4..44: 12 of token 0's 16, token 1, 12 of token 2's."""
+        (weights,) = box_weights(
+            [Scene(ground=Ground(colour="red"), placements=(Placement(place="top left", size="small"),))]
+        )
+        covered = torch.zeros(8)
+        covered[:3] = torch.tensor([0.75, 1, 0.75])
+        torch.testing.assert_close(weights.view(8, 8), 1 + 3 * covered[:, None] * covered[None])
+
+    def test_shift(self):
+        assert shifted(torch.tensor([0.0, 0.5, 1.0])).tolist() == pytest.approx([0, 1.25 / 1.75, 1])
+
+
+class TestVaePhase:
+    def test_exported_latents_have_deviation_one(self, renderer, tmp_path):
+        phase = VaePhase(renderer, batch_size=2)
+        run(phase, tmp_path, Budget(steps=2), Schedule(rate=1e-3), **NEVER)
+        vae = type(phase.model).from_pretrained(tmp_path / "vae" / "export")
+        pixels = torch.cat([batch_of(renderer, 1, index, 4).target for index in range(4)])
+        with torch.no_grad():
+            assert latents_from_pixels(vae, pixels).square().mean().sqrt() == pytest.approx(1, abs=0.15)
+
+
+class TestTrain:
+    def test_unknown_phase(self, tmp_path):
+        with pytest.raises(ValueError, match=r"'stage3': expected one of vae, mllm, stage1, stage2"):
+            train("stage3", tmp_path, steps=1)
+
+    def test_phases_in_order(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"train --phase vae .*first"):
+            train("stage1", tmp_path, steps=1)
+
+    def test_too_few_subjects(self, tmp_path):
+        with pytest.raises(ValueError, match=r"2 subjects .*expected at least 3"):
+            train("vae", tmp_path, steps=1, cutouts=cutout_folder(tmp_path / "cutouts", seen=2, unseen=4))

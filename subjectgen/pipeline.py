@@ -138,8 +138,10 @@ class SubjectPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> SubjectPipelineOutput | tuple[Pictures]:
+    ) -> Any:
         """Paint each prompt with its subjects. What is left out is the checkpoint's own choice.
+
+        Returns a SubjectPipelineOutput, or a tuple of the pictures alone if `return_dict` is false.
 
         prompt: a string or a list of strings.
         subject_images: nothing, one image, a list (subjects in the prompt's order, the same for every prompt), a list

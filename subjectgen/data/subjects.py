@@ -119,7 +119,7 @@ def cutout(file: Path) -> Image.Image:
         if not picture.has_transparency_data:
             raise ValueError(f"{file} has no alpha: expected a cut-out, transparent around its subject")
         rgba = picture.convert("RGBA")
-    if rgba.getchannel("A").getextrema()[1] < 128:
+    if np.asarray(rgba)[..., 3].max() < 128:
         raise ValueError(f"{file} is transparent everywhere: expected a cut-out with an opaque subject")
     return rgba
 

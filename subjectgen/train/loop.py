@@ -28,7 +28,11 @@ class Phase(Protocol):
 
     name: str
     batch_size: int
-    model: nn.Module  # what is trained; all that it learns are parameters
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained; all that it learns are parameters."""
+        ...
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of the batch of this number, and figures to log."""

@@ -93,7 +93,7 @@ class MllmPhase:
         self.renderer, self.batch_size, self.seed = renderer, batch_size, seed
         self.processor = new_processor(renderer.names)
         torch.manual_seed(seed)
-        self.model = new_mllm(self.processor).to(renderer.device)
+        self.model = new_mllm(self.processor).to(renderer.device)  # type: ignore[arg-type]  (hidden by a decorator)
         self.reader = InternVLReader(self.model, self.processor)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -151,7 +151,7 @@ class MllmPhase:
         tokenizer = self.processor.tokenizer
         text = self.reader.template(user, len(pixels))
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(pixels.device)
-        out = self.model.generate(
+        out = self.model.generate(  # type: ignore[attr-defined]  (a mixin's protocol)
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values=pixels,
@@ -164,7 +164,7 @@ class MllmPhase:
         """Save model (bfloat16) and processor beside each other."""
         copy = new_mllm(self.processor)
         copy.load_state_dict(self.model.state_dict())
-        copy.to(torch.bfloat16).save_pretrained(folder / "mllm")
+        copy.to(torch.bfloat16).save_pretrained(folder / "mllm")  # type: ignore[arg-type]
         self.processor.save_pretrained(folder / "processor")
 
 

@@ -72,8 +72,9 @@ class SubjectPhase:
     def __init__(self, renderer: Renderer, run: Path, name: str, *, batch_size: int = 16, seed: int = 0):
         self.renderer, self.name, self.batch_size, self.seed = renderer, name, batch_size, seed
         device = renderer.device
-        self.vae = AutoencoderDC.from_pretrained(run / "vae" / "export").to(device)
-        self.mllm = InternVLForConditionalGeneration.from_pretrained(run / "mllm" / "export" / "mllm").to(device)
+        self.vae = AutoencoderDC.from_pretrained(run / "vae" / "export").to(device)  # type: ignore[arg-type]
+        self.mllm = InternVLForConditionalGeneration.from_pretrained(run / "mllm" / "export" / "mllm")
+        self.mllm.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
         processor = SubjectProcessor.from_pretrained(run / "mllm" / "export" / "processor")
         self.reader = InternVLReader(self.mllm, processor)
         torch.manual_seed(seed)

@@ -11,10 +11,10 @@ from subjectgen.generate.guide import plan
 from subjectgen.generate.sample import schedule
 from subjectgen.generate.stages import Stage, split_steps
 from subjectgen.models.vae import full_size_channels
+from subjectgen.request import Limits, ResolvedRequest
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
-    from subjectgen.request import ResolvedRequest
 
 DIT_WIDTHS = 16  # live at once in a block, per token, in widths of the net (measured: 15.8 over three layouts)
 VAE_MAPS = 4  # feature maps at full size live at once while decoding (measured: 3.8)
@@ -45,6 +45,7 @@ class Estimate:
     references: int  # of the prompt that has the most
     stages: tuple[StageEstimate, ...]
     conditions: str
+    limits: Limits  # what the checkpoint takes
     weight_bytes: Mapping[str, int]  # by component
     activation_bytes: Mapping[str, int]  # by station; stations run one after the other
 
@@ -63,6 +64,8 @@ class Estimate:
             f"{self.pictures} picture(s), up to {self.references} reference(s) a prompt, {self.conditions} conditions",
             f"{'stage':>16} {'steps':>6} {'passes':>7} {'noise':>6} {'semantic':>9} {'identity':>9}  tokens",
             *map(_line, self.stages),
+            f"this checkpoint takes up to {self.limits.max_references} references of {self.limits.reference_size} px, "
+            f"and sizes in multiples of {self.limits.pixels_per_token} px",
             f"weights: {_listed(self.weight_bytes)}",
             f"activations: {_listed(self.activation_bytes)}",
             f"peak memory: {_size(self.peak_bytes)} (all weights + the largest activations), "
@@ -71,7 +74,7 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> Estimate:
+def estimate(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> Estimate:
     """Count what the call would do. No network runs."""
     stages = _stages(pipe, resolved)
     return Estimate(
@@ -79,6 +82,7 @@ def estimate(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> Estimate:
         references=_num_references(resolved),
         stages=stages,
         conditions=pipe.config["conditions"],
+        limits=pipe.limits,
         weight_bytes={name: _bytes(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)},
         activation_bytes={
             "encode": _encode_bytes(pipe, resolved),
@@ -88,7 +92,7 @@ def estimate(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> Estimate:
     )
 
 
-def _stages(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> tuple[StageEstimate, ...]:
+def _stages(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> tuple[StageEstimate, ...]:
     per_token = pipe.limits.pixels_per_token
     noise = (resolved.height // per_token) * (resolved.width // per_token)
     semantic, identity = _semantic_tokens(pipe, resolved), _identity_tokens(pipe, resolved)
@@ -108,7 +112,7 @@ def _stages(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> tuple[Stage
     )
 
 
-def _semantic_tokens(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> int:
+def _semantic_tokens(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
     reader, _ = pipe.adapters()
     layouts = [
         reader.token_layout(prompt, subjects.num_references)
@@ -117,19 +121,19 @@ def _semantic_tokens(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> in
     return max(int(layout.is_image.sum() + layout.is_text.sum()) for layout in layouts)
 
 
-def _identity_tokens(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> int:
+def _identity_tokens(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
     per_reference = (pipe.config["reference_size"] // pipe.limits.pixels_per_token) ** 2
     return per_reference * _num_references(resolved)
 
 
-def _encode_bytes(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> int:
+def _encode_bytes(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
     """One prompt runs at a time, all layers of every prompt are kept: tokens x width x (layers x prompts + 16)."""
     reader, _ = pipe.adapters()
     tokens = _semantic_tokens(pipe, resolved)
     return tokens * reader.width * (reader.num_layers * len(resolved.prompts) + MLLM_WIDTHS) * _item(pipe.mllm)
 
 
-def _sample_bytes(pipe: "SubjectPipeline", resolved: "ResolvedRequest", stages: Sequence[StageEstimate]) -> int:
+def _sample_bytes(pipe: "SubjectPipeline", resolved: ResolvedRequest, stages: Sequence[StageEstimate]) -> int:
     """joint: pictures x all tokens x width x 16; cached: noise tokens only, and K and V of the conditions per block."""
     config, item = pipe.transformer.config, _item(pipe.transformer)
     width = config.num_attention_heads * config.attention_head_dim
@@ -142,13 +146,13 @@ def _sample_bytes(pipe: "SubjectPipeline", resolved: "ResolvedRequest", stages: 
     return resolved.num_pictures * (largest.noise_tokens * DIT_WIDTHS + kept) * width * item
 
 
-def _decode_bytes(pipe: "SubjectPipeline", resolved: "ResolvedRequest") -> int:
+def _decode_bytes(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
     """Pictures x height x width x channels of the widest full-size map x 4."""
     area = resolved.height * resolved.width
     return resolved.num_pictures * area * full_size_channels(pipe.vae) * VAE_MAPS * _item(pipe.vae)
 
 
-def _num_references(resolved: "ResolvedRequest") -> int:
+def _num_references(resolved: ResolvedRequest) -> int:
     return max(subjects.num_references for subjects in resolved.subjects)
 
 

@@ -1,5 +1,6 @@
 """What makes a saved pipeline a repository that others can load: a root `pipeline.py` and a real model card."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ def write_repository_files(pipeline: "SubjectPipeline", folder: Path) -> None:
     """Write `pipeline.py` and the model card into a folder that `save_pretrained` has filled."""
     (folder / "pipeline.py").write_text(PIPELINE_FILE)
     model_card(pipeline).save(folder / "README.md")
+    for config in (folder / "model_index.json", *folder.glob("*/config.json")):
+        _forget_origin(config)
 
 
 def upload(
@@ -53,6 +56,13 @@ def model_card(pipeline: "SubjectPipeline") -> ModelCard:
     )
     parts = [_introduction(pipeline), _components(pipeline), _settings(pipeline)]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def _forget_origin(config: Path) -> None:
+    """diffusers writes down where each part was loaded from: a path on this machine, of no use on another."""
+    settings = json.loads(config.read_text())
+    settings.pop("_name_or_path", None)
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _introduction(pipeline: "SubjectPipeline") -> str:

@@ -134,7 +134,14 @@ def allocated(run):
 class TestShown:
     def test_prints_every_stage_and_the_needs(self, pipe):
         text = str(pipe.estimate(PROMPTS[0], RED, guidance_scale=2.0))
-        for line in ("until 0.8", "until 0.5", "until 0", "peak memory", "enable_model_cpu_offload", "transformer"):
+        for line in (
+            "until 0.8",
+            "until 0.5",
+            "until 0",
+            "peak memory",
+            "enable_model_cpu_offload",
+            "up to 3 references of 32 px",
+        ):
             assert line in text
         assert pipe.config["conditions"] in text
 

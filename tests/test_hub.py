@@ -123,6 +123,11 @@ class TestFolder:
 
 
 class TestRepositoryFiles:
+    def test_nothing_tells_where_it_was_loaded_from(self, folder, tmp_path):
+        SubjectPipeline.from_pretrained(folder).save_pretrained(tmp_path)
+        for file in tmp_path.rglob("*.json"):
+            assert str(folder) not in file.read_text(), file
+
     def test_every_part_names_a_library_that_is_found(self, folder):
         index = json.loads((folder / "model_index.json").read_text())
         parts = {name: entry for name, entry in index.items() if isinstance(entry, list)}

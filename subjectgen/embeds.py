@@ -118,11 +118,11 @@ class Fingerprints:
 
 
 def _stamp(component: Any) -> tuple[Any, ...]:
-    """Changes as soon as a component is replaced, moved or updated, without reading its weights."""
+    """Changes as soon as a component is replaced, updated or cast, without reading its weights; not when it moves."""
     if not isinstance(component, nn.Module):
         return (id(component),)
     tensors = chain(component.parameters(), component.buffers())
-    return (id(component), *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors))
+    return (id(component), *((id(t), t.dtype, 0 if t.is_inference() else t._version) for t in tensors))
 
 
 def _normalisation(vae: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from subjectgen.data.batches import HUES, random_reference_pose
 from subjectgen.data.prompts import request
-from subjectgen.data.render import Look, ReferencePose, Renderer
+from subjectgen.data.render import Look, ReferencePose, Renderer, layers_of
 from subjectgen.data.subjects import load_subjects
 from subjectgen.data.world import COLOURS, PLACES, SIDE, Scene, random_scene
 from subjectgen.evaluate.sheet import captioned_sheet, picture_of
@@ -86,18 +86,27 @@ class EmojiBenchmark:
         return self.renderer.scenes([case.scene], [[self.looks[case.subject]]])[0]
 
     def score(self, case: Case, picture: Float[Tensor, "3 side side"]) -> Scores:
-        """Nearest rendered alternative, by squared error of pixels, to each question."""
+        """Ground and identity by the nearest rendered alternative (squared error of pixels); place: see `place_in`."""
         scene, look, inside = case.scene, self.looks[case.subject], box_mask(case.scene)
         grounds = self.renderer.scenes([scene.with_colour(colour) for colour in COLOURS], [[look]] * len(COLOURS))
-        places = self.renderer.scenes([scene.with_place(place) for place in PLACES], [[look]] * len(PLACES))
         subjects = self.renderer.scenes([scene] * NUM_SUBJECTS, [[other] for other in self.looks])
-        everywhere = torch.ones_like(inside)
+        colour = list(COLOURS)[nearest(picture, grounds, ~inside)]
         return Scores(
-            ground=nearest(picture, grounds, ~inside) == list(COLOURS).index(scene.ground.colour),
-            place=nearest(picture, places, everywhere) == PLACES.index(scene.placements[0].place),
+            ground=colour == scene.ground.colour,
+            place=self.place_in(picture, scene.with_colour(colour), look) == scene.placements[0].place,
             identity=nearest(picture, subjects, inside) == case.subject,
             region_psnr=psnr(picture[:, inside], subjects[case.subject][:, inside]),
         )
+
+    def place_in(self, picture: Float[Tensor, "3 side side"], scene: Scene, look: Look) -> str:
+        """The place where the subject's outline holds most of what is not ground, whatever has been painted there."""
+        (ground,) = self.renderer.scenes([replace(scene, placements=())], [[]])
+        painted = (picture - ground).square().sum(0)
+        places = layers_of([scene.with_place(place) for place in PLACES], [[look]] * len(PLACES))
+        outline = self.renderer.draw(places, self.renderer.small)[:, 3]
+        within = (painted * outline).sum((1, 2)) / outline.sum((1, 2))
+        without = (painted * (1 - outline)).sum((1, 2)) / (1 - outline).sum((1, 2))
+        return PLACES[int((within - without).argmax())]
 
 
 def evaluate(

@@ -112,6 +112,8 @@ def run(
     optimizers = Optimizers(phase.model)
     ema = EMAModel(phase.model.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
     state = restore(folder, phase.model, optimizers, ema, resume)
+    if workers.leads:
+        remove_parts(folder)  # what a kill has left
 
     def save() -> None:
         save_checkpoint(folder, phase.model, optimizers, ema, vars(state))
@@ -163,7 +165,6 @@ def restore(folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAMode
     if present and not resume:
         raise ValueError(f"{folder} holds a run: pass --resume to go on with it, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    remove_parts(folder)
     return State(**load_checkpoint(folder, model, optimizers, ema)) if present else State()
 
 

@@ -53,11 +53,11 @@ def main(
 ) -> None:
     """Print both comparisons and whether the bars are met; exit code 1 if not."""
     base = subjectgen.load(model, device=torch.accelerator.current_accelerator() or "cpu")
-    steps = steps or base.config["num_inference_steps"]
-    rows = compare(base, rounds, steps)
-    console.print(comparison_table(rows, base, steps))
+    num_steps = steps or int(base.config["num_inference_steps"])
+    rows = compare(base, rounds, num_steps)
+    console.print(comparison_table(rows, base, num_steps))
     speedup = rows["joint", COUNTS[-1]].first.step / rows["cached", COUNTS[-1]].first.step
-    pipeline, networks = time_beside_networks(base, rounds, steps)
+    pipeline, networks = time_beside_networks(base, rounds, num_steps)
     verdicts = [
         verdict(speedup >= FASTER, f"{COUNTS[-1]} references: a cached step is {speedup:.1f} x as fast (bar {FASTER})"),
         verdict(

@@ -300,7 +300,7 @@ class TestTrainAndEvaluate:
 
         passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size"}
         assert passed <= inspect.signature(train).parameters.keys()
-        assert {"model", "num_prompts", "out"} <= inspect.signature(evaluate).parameters.keys()
+        assert {"model", "num_prompts", "out", "cutouts"} <= inspect.signature(evaluate).parameters.keys()
 
     @pytest.mark.parametrize("budget", [[], ["--minutes", "1", "--steps", "2"]])
     def test_train_needs_one_budget(self, calls: list[dict[str, Any]], budget: list[str]):
@@ -308,8 +308,8 @@ class TestTrainAndEvaluate:
         assert not calls
 
     def test_evaluate(self, calls: list[dict[str, Any]]):
-        run("evaluate", "emoji", "--num-prompts", "20", "--out", "sheet")
-        assert calls == [{"model": "mini", "num_prompts": 20, "out": Path("sheet")}]
+        run("evaluate", "emoji", "--num-prompts", "20", "--out", "sheet", "--cutouts", "animals")
+        assert calls == [{"model": "mini", "num_prompts": 20, "out": Path("sheet"), "cutouts": Path("animals")}]
 
 
 class TestInfo:

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from tiny_subjects import cutout_folder
 from tiny_training import Sines, flat, tiny_run
 from torch import nn
+from typer.testing import CliRunner
 
+from subjectgen.cli import app
 from subjectgen.data.batches import batch_of, generator_of
 from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
@@ -408,6 +410,14 @@ class TestVaePhase:
 
 
 class TestTrain:
+    def test_ctrl_c_on_the_command_line(self, tmp_path, monkeypatch):
+        def stopped(**_):
+            raise KeyboardInterrupt("step 3 is saved in runs/mini/vae; --resume goes on with it")
+
+        monkeypatch.setattr("subjectgen.train.mini.train", stopped)
+        result = CliRunner().invoke(app, ["train", "mini", "--phase", "vae", "--steps", "5"])
+        assert result.exit_code == 130 and "Stopped. step 3 is saved" in result.output
+
     def test_unknown_phase(self, tmp_path):
         with pytest.raises(ValueError, match=r"'stage3': expected one of vae, mllm, stage1, stage2"):
             train("stage3", tmp_path, steps=1)

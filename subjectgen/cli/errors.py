@@ -24,8 +24,8 @@ class Commands(TyperGroup):
             warnings.showwarning = _note
             try:
                 return super().invoke(ctx)
-            except KeyboardInterrupt:
-                say("Stopped. Nothing half-written was left behind.", "yellow")
+            except KeyboardInterrupt as stop:
+                say(f"Stopped. {str(stop) or 'Nothing half-written was left behind.'}", "yellow")
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
                 if not _is_refusal(error):

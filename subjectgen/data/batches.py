@@ -14,6 +14,7 @@ from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.world import Scene, random_count, random_scene
 
 HUES = tuple(range(0, 360, 60))  # degrees
+ALIKE = 8  # neighbouring batches with equally many subjects: processes that train together wait for the slowest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Batch:
 def batch_of(renderer: Renderer, seed: int, index: int, size: int) -> Batch:
     """Batch `index` of a seed, on the renderer's device; all its pictures have equally many subjects: no padding."""
     rng = np.random.default_rng((seed, index))
-    count = random_count(rng)
+    count = random_count(np.random.default_rng((seed, index // ALIKE)))
     scenes = [random_scene(rng, count) for _ in range(size)]
     looks = [random_looks(rng, len(renderer.names), count) for _ in range(size)]
     poses = [[random_reference_pose(rng) for _ in scene_looks] for scene_looks in looks]

@@ -27,7 +27,7 @@ POSES = {"upright": 0.0, "mirrored": 0.0, "upside down": 180.0, "tilted left": 3
 MARGIN = 4  # pixels between a subject and the border
 SIDE = 128
 MAX_SUBJECTS = 3
-SHARE_OF_SUBJECTS = (0.7, 0.2, 0.1)  # pictures with one, two, three subjects
+SHARE_OF_SUBJECTS = (0.8, 0.13, 0.07)  # pictures with one, two, three subjects
 SHARE_OF_COPIES = (0.86, 0.08, 0.06)  # one, two or three copies of a single subject
 
 

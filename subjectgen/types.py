@@ -28,6 +28,7 @@ class SemanticTokens:
 
     tokens: Float[Tensor, "tokens width"]
     pooled: Float[Tensor, " pooled"]
+    is_image: Bool[Tensor, " tokens"] | None = None  # where a DiT of one sequence puts the references; None: nowhere
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, joined, key_bias, real_tokens, stacked
+from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, beside_noise, joined, key_bias, real_tokens
 from subjectgen.models.dit.positions import Grid, image_ids
 from subjectgen.types import Condition, IdentityTokens, SemanticTokens
 
@@ -101,8 +101,7 @@ def cached_share(
     semantics = _semantic_memory(denoiser, [condition.semantic for condition in conditions], null_pooled, memo)
     identities = _identity_memory(denoiser, [condition.identity for condition in conditions], grid, null_pooled)
     kinds = ((semantics, weights.semantic), (identities, weights.identity))
-    groups = [(stacked(samples), weight) for samples, weight in kinds if any(samples)]
-    noise = torch.ones(len(conditions), grid[0] * grid[1], dtype=torch.bool, device=null_pooled.device)
+    kept, bias = beside_noise(kinds, grid[0] * grid[1])
     config = denoiser.transformer.config
     return Share(
         rows=tuple(range(len(conditions))),
@@ -110,8 +109,8 @@ def cached_share(
         image=null_pooled.new_zeros(len(conditions), 0, config["in_channels"]),
         image_ids=image_ids(grid, (), null_pooled.device),
         pooled=_pooled(conditions, null_pooled),
-        kept=StackedKeyValues.of(joined([kept for (kept, _), _ in groups])) if groups else None,
-        bias=key_bias([(noise, 1.0), *((real, weight) for (_, real), weight in groups)]),
+        kept=kept,
+        bias=bias,
     )
 
 
@@ -146,7 +145,7 @@ def _semantic_memory(
     unread = list({id(each): each for each in semantics if each is not None and id(each) not in memo}.values())
     if unread:
         text, real = _text(denoiser, unread, null_pooled)
-        with _reading(denoiser.transformer):
+        with reading(denoiser.transformer):
             batch = denoiser.semantic_kv(text, None if real.all() else real, null_pooled)
         memo.update({id(each): (each, batch.sample(row, len(each.tokens))) for row, each in enumerate(unread)})
     return [None if each is None else memo[id(each)][1] for each in semantics]
@@ -156,7 +155,7 @@ def _identity_memory(
     denoiser, identities: Sequence[IdentityTokens | None], noise_grid: Grid, null_pooled: Tensor
 ) -> list[KeyValues | None]:
     """What is kept of each sample's references, in their places; a reference is read once in its subject's life."""
-    state, placed = _state(denoiser.transformer, null_pooled), {}
+    state, placed = weights_state(denoiser.transformer, null_pooled), {}
     for identity in identities:
         if identity is not None and id(identity) not in placed:
             if identity.kv.get("state") != state:
@@ -168,19 +167,19 @@ def _identity_memory(
 def _read_references(denoiser, identity: IdentityTokens, null_pooled: Tensor) -> list[KeyValues]:
     kept = []
     for tokens, grid in zip(identity.tokens, identity.grids, strict=True):
-        with _reading(denoiser.transformer):
+        with reading(denoiser.transformer):
             kept.append(denoiser.reference_kv(tokens[None].to(null_pooled), grid, null_pooled))
     return kept
 
 
 @contextmanager
-def _reading(transformer) -> Iterator[None]:
+def reading(transformer) -> Iterator[None]:
     """Conditions are read once, each of another length: never compiled for that, never a step of a step cache."""
     with torch.compiler.set_stance("force_eager"), transformer.cache_context(f"reading {next(readings)}"):
         yield
 
 
-def _state(transformer, null_pooled: Tensor) -> tuple[Any, ...]:
+def weights_state(transformer, like: Tensor) -> tuple[Any, ...]:
     """Changes whenever the weights do, so that nothing is used that other weights, or another LoRA, left behind."""
     weights = [0 if weight.is_inference() else weight._version for weight in transformer.parameters()]
     adapters = [
@@ -188,4 +187,4 @@ def _state(transformer, null_pooled: Tensor) -> tuple[Any, ...]:
         for module in transformer.modules()
         if hasattr(module, "active_adapters") and hasattr(module, "scaling")
     ]
-    return id(transformer), null_pooled.dtype, null_pooled.device, len(weights), sum(weights), tuple(adapters)
+    return id(transformer), like.dtype, like.device, len(weights), sum(weights), tuple(adapters)

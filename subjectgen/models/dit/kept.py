@@ -71,6 +71,19 @@ def stacked(samples: Sequence[KeyValues | None]) -> tuple[KeyValues, Bool[Tensor
     return batch, real_tokens(lengths, batch.keys[0].device)
 
 
+def beside_noise(
+    kinds: Sequence[tuple[Sequence[KeyValues | None], float | int]], num_noise: int
+) -> tuple[StackedKeyValues | None, Float[Tensor, "batch keys"] | None]:
+    """Kinds of conditions (a sample per picture, a weight) -> all that noise sees beside itself, and its bias."""
+    groups = [(stacked(samples), weight) for samples, weight in kinds if any(samples)]
+    if not groups:
+        return None, None
+    real = groups[0][0][1]
+    noise = real.new_ones(len(real), num_noise)
+    bias = key_bias([(noise, 1.0), *((real, weight) for (_, real), weight in groups)])
+    return StackedKeyValues.of(joined([kept for (kept, _), _ in groups])), bias
+
+
 def _padded(block: Sequence[Float[Tensor, "1 _ heads dim"]]) -> Float[Tensor, "batch tokens heads dim"]:
     return pad_sequence([tensor[0] for tensor in block], batch_first=True)
 

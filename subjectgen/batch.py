@@ -9,11 +9,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from subjectgen.backbones import Denoiser, Reader
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.generate.guide import needs_negative
 from subjectgen.generate.identity import identity_tokens
-from subjectgen.models.dit.flux import FluxDenoiser
-from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.models.vae import Vae, latents_from_pixels
 from subjectgen.request import ResolvedRequest, Subjects
 from subjectgen.types import Condition, IdentityTokens, ReferencePrefix, SemanticTokens
@@ -29,7 +28,7 @@ def readings(resolved: ResolvedRequest) -> list[Reading]:
     return list({(text, subjects.key): (text, subjects) for text, subjects in texts}.values())
 
 
-def prefixes(reader: InternVLReader, subjects: Sequence[Subjects]) -> list[ReferencePrefix]:
+def prefixes(reader: Reader, subjects: Sequence[Subjects]) -> list[ReferencePrefix]:
     """What the MLLM keeps of each list of references; equal lists are read once."""
     read: dict[tuple, ReferencePrefix] = {}
     for each in subjects:
@@ -39,7 +38,7 @@ def prefixes(reader: InternVLReader, subjects: Sequence[Subjects]) -> list[Refer
 
 
 def identities(
-    vae: Vae, denoiser: FluxDenoiser, subjects: Sequence[Subjects], device: torch.device
+    vae: Vae, denoiser: Denoiser, subjects: Sequence[Subjects], device: torch.device
 ) -> list[IdentityTokens]:
     """Identity tokens of each list of references; equal pictures are encoded once."""
     latents: dict[str, Float[Tensor, "c h w"]] = {}
@@ -76,5 +75,5 @@ def conditions(
     return of(resolved.prompts), [] if negatives is None else of(negatives)
 
 
-def _pixels(image: Image.Image) -> Float[Tensor, "1 3 h w"]:
+def _pixels(image: Image.Image) -> Float[Tensor, "1 channels h w"]:
     return rearrange(torch.from_numpy(np.array(image)), "h w c -> 1 c h w") / 127.5 - 1

@@ -19,8 +19,8 @@ from subjectgen.weights import state_hash
 
 REMEDY = "Encode the subjects again with pipe.encode_subjects(images)."
 VERSIONED = {"transformers_version", "processor_class"}  # differ between releases, change nothing
-FORMAT = "subjectgen.SubjectEmbeds/1"
-PREFIX_TENSORS = ("states", "keys", "values")
+FORMAT = "subjectgen.SubjectEmbeds/2"
+PREFIX_TENSORS = ("states", "is_image", "keys", "values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,10 @@ class SubjectEmbeds:
     def num_references(self) -> int:
         return self.prefix.num_references
 
+    def grids(self, pixels_per_token: int) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of identity tokens of each reference."""
+        return self.identity.grids
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
         tensors = {f"prefix.{name}": getattr(self.prefix, name) for name in PREFIX_TENSORS}
@@ -47,6 +51,7 @@ class SubjectEmbeds:
         metadata = {
             "format": FORMAT,
             "num_references": str(self.num_references),
+            "position": str(self.prefix.position),
             "grids": json.dumps(self.identity.grids),
             "fingerprints": json.dumps(dict(self.fingerprints), sort_keys=True),
         }
@@ -77,7 +82,7 @@ class SubjectEmbeds:
         num_references = int(metadata["num_references"])
         prefix = {name: tensors[f"prefix.{name}"] for name in PREFIX_TENSORS}
         return cls(
-            prefix=ReferencePrefix(**prefix, num_references=num_references),
+            prefix=ReferencePrefix(**prefix, position=int(metadata["position"]), num_references=num_references),
             identity=IdentityTokens(
                 tokens=tuple(tensors[f"identity.{k}"] for k in range(num_references)),
                 grids=tuple((rows, columns) for rows, columns in json.loads(metadata["grids"])),
@@ -133,7 +138,8 @@ def _normalisation(vae: Any) -> list[Any]:
 def _processor_settings(processor: Any) -> list[Any]:
     """What decides which pixels and which ids the MLLM sees."""
     images = {key: value for key, value in processor.image_processor.to_dict().items() if key not in VERSIONED}
-    return [processor.chat_template, processor.image_seq_length, images, processor.tokenizer.get_vocab()]
+    per_image = getattr(processor, "image_seq_length", None)  # None: as many tokens as a picture's size asks for
+    return [processor.chat_template, per_image, images, processor.tokenizer.get_vocab()]
 
 
 def _hash_of(*values: Any) -> str:

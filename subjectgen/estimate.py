@@ -114,16 +114,14 @@ def _stages(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> tuple[StageEs
 
 def _semantic_tokens(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
     reader, _ = pipe.adapters()
-    layouts = [
-        reader.token_layout(prompt, subjects.num_references)
-        for prompt, subjects in zip(resolved.prompts, resolved.subjects, strict=True)
-    ]
-    return max(int(layout.is_image.sum() + layout.is_text.sum()) for layout in layouts)
+    pixels = pipe.limits.pixels_per_token
+    pairs = zip(resolved.prompts, resolved.subjects, strict=True)
+    return max(reader.num_semantic(prompt, subjects.grids(pixels)) for prompt, subjects in pairs)
 
 
 def _identity_tokens(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
-    per_reference = (pipe.config["reference_size"] // pipe.limits.pixels_per_token) ** 2
-    return per_reference * _num_references(resolved)
+    pixels = pipe.limits.pixels_per_token
+    return max(sum(rows * columns for rows, columns in each.grids(pixels)) for each in resolved.subjects)
 
 
 def _encode_bytes(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
@@ -141,7 +139,7 @@ def _sample_bytes(pipe: "SubjectPipeline", resolved: ResolvedRequest, stages: Se
     conditions = largest.semantic_tokens + largest.identity_tokens
     if pipe.config["conditions"] == "joint":
         return resolved.num_pictures * (largest.noise_tokens + conditions) * width * DIT_WIDTHS * item
-    blocks = config.num_layers + config.num_single_layers
+    blocks = config.num_layers + config.get("num_single_layers", 0)
     kept = max(each.passes for each in stages) * conditions * 2 * blocks
     return resolved.num_pictures * (largest.noise_tokens * DIT_WIDTHS + kept) * width * item
 

@@ -1,4 +1,4 @@
-"""Intake of a user's images: whatever was given => an upright, opaque, 8-bit RGB picture, or an error that helps.
+"""Intake of a user's images: whatever was given => an upright 8-bit RGB picture, or an error that helps.
 
 Nothing is guessed: a value that could be read in two ways is refused with the expression that settles it.
 """
@@ -20,17 +20,36 @@ EXPECTED = "a path, a PIL image, a numpy array [h, w, 3] or a torch tensor [3, h
 GREY_16 = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 
 
-def load_image(value: Any) -> Image.Image:
-    """Any image a user may hold => a new upright RGB PIL image.
+def load_image(value: Any, *, alpha: bool = False) -> Image.Image:
+    """Any image a user may hold => a new upright RGB PIL image, RGBA if `alpha`.
 
     Takes a path, a PIL image, a numpy array (height, width[, 1 | 3 | 4]; uint8, uint16 or float 0..1) or a torch tensor
     ([1 | 3 | 4,] height, width; uint8 or float 0..1). Warns when transparency is laid on white or only the first frame
     of an animation is used. Raises FileNotFoundError or ValueError.
     """
+    image = _loaded(value)
+    if alpha:
+        return image.convert("RGBA")
+    if image.mode == "RGBA":
+        warnings.warn(f"{_named(value)} is partly transparent: it is laid on white.", stacklevel=2)
+    return on_white(image)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An RGBA picture as it looks on white paper; RGB stays as it is."""
+    if image.mode == "RGB":
+        return image
+    paper = Image.new("RGB", image.size, "white")
+    paper.paste(image, mask=image.getchannel("A"))
+    return paper
+
+
+def _loaded(value: Any) -> Image.Image:
+    """RGB, or RGBA if any of it is transparent."""
     if isinstance(value, (str, Path)):
         return _from_path(value)
     if isinstance(value, Image.Image):
-        return _from_pil(value, "the PIL image")
+        return _from_pil(value, _named(value))
     if isinstance(value, np.ndarray):
         return _from_array(value)
     if isinstance(value, Tensor):
@@ -113,8 +132,7 @@ def _from_path(value: str | Path) -> Image.Image:
         raise ValueError(
             f"{_shown(value)} is a URL: expected a file on this machine. Download it first and pass its path."
         )
-    path = Path(value).expanduser()
-    name = f"image file '{path}'"
+    path, name = Path(value).expanduser(), _named(value)
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist: expected a picture such as a PNG or JPEG. Check the path.")
     if path.is_dir():
@@ -155,7 +173,7 @@ def _from_pil(image: Image.Image, name: str) -> Image.Image:
         upright = ImageOps.exif_transpose(_first_frame(image, name))
     except Exception as error:
         raise ValueError(_corrupt(name, error)) from error
-    return _rgb(upright, name)
+    return _straight(upright, name)
 
 
 def _first_frame(image: Image.Image, name: str) -> Image.Image:
@@ -172,16 +190,28 @@ def _first_frame(image: Image.Image, name: str) -> Image.Image:
     return first
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _straight(image: Image.Image, name: str) -> Image.Image:
     if image.mode in GREY_16 or image.mode == "F":
         return _from_array(np.asarray(image), name)
     if image.mode == "LAB":
         return _managed(image, ImageCms.createProfile("LAB"), name)
-    profile = image.info.get("icc_profile")
-    opaque = _on_white(image, name) if _has_alpha(image) else image
+    profile, alpha = image.info.get("icc_profile"), _alpha(image)
+    opaque = image.convert("RGBA").convert("RGB") if _has_alpha(image) else image
     if opaque.mode not in {"RGB", "CMYK", "L"}:
         opaque = opaque.convert("RGB")
-    return _managed(opaque, profile, name) if profile else opaque.convert("RGB")
+    coloured = _managed(opaque, profile, name) if profile else opaque.convert("RGB")
+    if alpha is not None:
+        coloured.putalpha(alpha)
+    return coloured
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """How opaque it is, if any of it is not wholly so."""
+    if not _has_alpha(image):
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    lowest, _ = alpha.getextrema()
+    return alpha if lowest < 255 else None
 
 
 def _managed(image: Image.Image, profile: Any, name: str) -> Image.Image:
@@ -200,15 +230,6 @@ def _managed(image: Image.Image, profile: Any, name: str) -> Image.Image:
 
 def _has_alpha(image: Image.Image) -> bool:
     return image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info
-
-
-def _on_white(image: Image.Image, name: str) -> Image.Image:
-    layered = image.convert("RGBA")
-    lowest, _ = layered.getchannel("A").getextrema()
-    if lowest == 255:
-        return layered.convert("RGB")
-    warnings.warn(f"{name} is partly transparent: it is laid on white.", stacklevel=2)
-    return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
 
 
 def _from_tensor(tensor: Tensor) -> Image.Image:
@@ -235,7 +256,7 @@ def _from_array(array: np.ndarray, name: str | None = None) -> Image.Image:
         raise ValueError(f"{name} has no pixels: expected at least 1x1.")
     levels = _eight_bit(array, name)
     levels = levels[..., 0] if levels.ndim == 3 and levels.shape[-1] == 1 else levels
-    return _rgb(Image.fromarray(np.ascontiguousarray(levels)), name)
+    return _straight(Image.fromarray(np.ascontiguousarray(levels)), name)
 
 
 def _eight_bit(array: np.ndarray, name: str) -> np.ndarray:
@@ -265,6 +286,12 @@ def _too_large(name: str, what: str) -> str:
 
 def _corrupt(name: str, error: Exception) -> str:
     return f"{name} is corrupt or cut off ({error}): expected a whole picture. Copy or download it again."
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, (str, Path)):
+        return f"image file '{Path(value).expanduser()}'"
+    return "the PIL image" if isinstance(value, Image.Image) else _shown(value)
 
 
 def _shown(value: Any) -> str:

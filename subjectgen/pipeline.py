@@ -8,20 +8,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    FluxTransformer2DModel,
-)
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import InternVLForConditionalGeneration, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch, hub
+from subjectgen.backbones import Denoiser, Reader, denoiser_of, reader_of
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
@@ -32,10 +27,8 @@ from subjectgen.generate.stages import resolve_stages
 from subjectgen.generate.to_image import Pictures, to_image
 from subjectgen.images import subject_lists
 from subjectgen.models.aggregation import DualLayerAggregator
-from subjectgen.models.dit.flux import FluxDenoiser
 from subjectgen.models.dit.positions import Grid
-from subjectgen.models.mllm.internvl import InternVLReader
-from subjectgen.models.vae import pixels_per_latent
+from subjectgen.models.vae import latent_channels, pixels_per_latent, reads_alpha
 from subjectgen.request import (
     Limits,
     Request,
@@ -50,7 +43,7 @@ from subjectgen.types import Condition
 from subjectgen.weights import WeightsError, verify
 
 CONDITIONS = ("joint", "cached")  # how a checkpoint's conditions attend, see FluxDenoiser
-PATCH = 2  # latent pixels per token, both sides
+REFERENCE_SHAPES = ("square", "own")
 RESTORE = "Save or download it again, or check its name."
 Callback = Callable[..., dict[str, Any] | None]
 
@@ -71,28 +64,30 @@ class SubjectPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "mllm->aggregator->transformer->vae"
+    _optional_components = ["aggregator"]  # noqa: RUF012  (so too)
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012  (diffusers reads it from the class)
 
     def __init__(
         self,
-        mllm: InternVLForConditionalGeneration,
+        mllm: PreTrainedModel,
         processor: ProcessorMixin,
-        aggregator: DualLayerAggregator,
-        transformer: FluxTransformer2DModel,
-        vae: AutoencoderKL | AutoencoderDC,
+        transformer: ModelMixin,
+        vae: ModelMixin,
         scheduler: FlowMatchEulerDiscreteScheduler,
+        aggregator: DualLayerAggregator | None = None,
         conditions: str = "cached",
         stages: Any = "paper",
         max_references: int = 3,
         reference_size: int = 128,
+        reference_shape: str = "square",
         image_size: int = 128,
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
         license: str | None = None,
     ):
         super().__init__()
-        if conditions not in CONDITIONS:
-            raise ValueError(f"conditions={conditions!r}: expected one of {', '.join(CONDITIONS)}")
+        _check_choice("conditions", conditions, CONDITIONS)
+        _check_choice("reference_shape", reference_shape, REFERENCE_SHAPES)
         self.register_modules(
             mllm=mllm,
             processor=processor,
@@ -107,6 +102,7 @@ class SubjectPipeline(DiffusionPipeline):
             stages=stages if isinstance(stages, str) else [asdict(stage) for stage in resolved],
             max_references=max_references,
             reference_size=reference_size,
+            reference_shape=reference_shape,
             image_size=image_size,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -215,25 +211,27 @@ class SubjectPipeline(DiffusionPipeline):
     @property
     def limits(self) -> Limits:
         """What this checkpoint can do, and does when nothing is asked."""
-        pixels = pixels_per_latent(self.vae)
+        pixels, denoiser = pixels_per_latent(self.vae), denoiser_of(self.transformer, self.config["conditions"])
         defaults = {each.name: self.config[each.name] for each in fields(Limits) if each.name in self.config}
         return Limits(
             pixels_per_latent=pixels,
-            pixels_per_token=pixels * PATCH,
-            latent_channels=self.vae.config["latent_channels"],
+            pixels_per_token=pixels * denoiser.patch,
+            size_multiple=pixels * denoiser.patch * denoiser.multiple,
+            latent_channels=latent_channels(self.vae),
+            reads_alpha=reads_alpha(self.vae),
             **defaults,
         )
 
-    def adapters(self) -> tuple[InternVLReader, FluxDenoiser]:
+    def adapters(self) -> tuple[Reader, Denoiser]:
         """What reads with the MLLM and what paints with the DiT, on the device where this pipeline computes."""
-        reader = InternVLReader(self.mllm, self.processor, device=self._execution_device)
-        return reader, FluxDenoiser(self.transformer, self.config["conditions"])
+        reader = reader_of(self.mllm, self.processor, self._execution_device)
+        return reader, denoiser_of(self.transformer, self.config["conditions"])
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """What tells this model's SubjectEmbeds from another's; hashed once, and again when weights change."""
         hashes = self._fingerprints(mllm=self.mllm, vae=self.vae, processor=self.processor)
-        return hashes | {"reference_size": str(self.config["reference_size"])}
+        return hashes | {name: str(self.config[name]) for name in ("reference_size", "reference_shape")}
 
     @property
     def num_timesteps(self) -> int:
@@ -252,7 +250,7 @@ class SubjectPipeline(DiffusionPipeline):
 
     def _sample(
         self,
-        denoiser: FluxDenoiser,
+        denoiser: Denoiser,
         resolved: ResolvedRequest,
         noise: Float[Tensor, "b c h w"],
         conditions: Sequence[Condition],
@@ -260,8 +258,8 @@ class SubjectPipeline(DiffusionPipeline):
         on_step_end: Callback | None,
     ) -> Float[Tensor, "b c h w"]:
         """Noise -> latents under the conditions of each picture."""
-        grid = (noise.shape[-2] // PATCH, noise.shape[-1] // PATCH)
-        null_pooled = self.aggregator.null_pooled.to(noise.device)
+        grid = (noise.shape[-2] // denoiser.patch, noise.shape[-1] // denoiser.patch)
+        null_pooled = noise.new_zeros(0) if self.aggregator is None else self.aggregator.null_pooled.to(noise.device)
         schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], noise.device)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
@@ -276,7 +274,7 @@ class SubjectPipeline(DiffusionPipeline):
         return denoiser.unpack(tokens, *grid)
 
     def _after_step(
-        self, denoiser: FluxDenoiser, grid: Grid, advance: Callable[[], Any], on_step_end: Callback | None
+        self, denoiser: Denoiser, grid: Grid, advance: Callable[[], Any], on_step_end: Callback | None
     ) -> AfterStep:
         """The progress bar, and the user's callback: it sees latents and may change them."""
 
@@ -333,6 +331,11 @@ class SubjectPipeline(DiffusionPipeline):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant)
             return hub.upload(Path(folder), repo_id, commit_message, private, token, create_pr)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
 
 
 def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:

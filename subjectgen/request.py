@@ -32,10 +32,19 @@ class References:
     @cached_property
     def key(self) -> tuple[str, ...]:
         """One hash per picture."""
-        return tuple(hashlib.sha256(image.tobytes()).hexdigest() for image in self.images)
+        return tuple(_hash_of(image) for image in self.images)
+
+    def grids(self, pixels_per_token: int) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of identity tokens of each."""
+        return tuple((image.height // pixels_per_token, image.width // pixels_per_token) for image in self.images)
 
 
 Subjects = References | SubjectEmbeds
+
+
+def _hash_of(image: Image.Image) -> str:
+    shape = f"{image.mode} {image.width} x {image.height} ".encode()
+    return hashlib.sha256(shape + image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +74,11 @@ class Limits:
     image_size: int  # pixels, both sides
     pixels_per_latent: int
     pixels_per_token: int
+    size_multiple: int  # pixels that both sides of a picture must be divisible by
     latent_channels: int
-    reference_size: int  # pixels, both sides
+    reference_size: int  # pixels, both sides; their geometric mean where references keep their shape
+    reference_shape: str  # "square" or "own"
+    reads_alpha: bool
     max_references: int
     num_inference_steps: int
     guidance_scale: float
@@ -98,7 +110,7 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
     prompts = _prompts(request.prompt)
     height = limits.image_size if request.height is None else request.height
     width = limits.image_size if request.width is None else request.width
-    check_size(height, width, limits.pixels_per_token)
+    check_size(height, width, limits.size_multiple)
     steps = limits.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
     return ResolvedRequest(
         prompts=prompts,
@@ -165,9 +177,19 @@ def _subjects_of_prompt(entries: Sequence[Any], limits: Limits) -> Subjects:
 
 
 def read_images(entries: Sequence[Any], limits: Limits) -> References:
-    """Whatever stands for images -> references of the size the model reads, each picture whole on a white square."""
+    """Whatever stands for images -> references as the model reads them: whole on a white square, or of their shape."""
     _check_count(len(entries), limits)
-    return References(tuple(_contained(load_image(entry), limits.reference_size) for entry in entries))
+    images = [load_image(entry, alpha=limits.reads_alpha) for entry in entries]
+    if limits.reference_shape == "square":
+        return References(tuple(_contained(image, limits.reference_size) for image in images))
+    return References(tuple(_of_its_shape(image, limits.reference_size, limits.size_multiple) for image in images))
+
+
+def _of_its_shape(image: Image.Image, size: int, multiple: int) -> Image.Image:
+    """About size x size pixels, as wide and tall as the picture is, both sides multiples."""
+    stretch = (image.width / image.height) ** 0.5
+    sides = (max(round(side / multiple), 1) * multiple for side in (size * stretch, size / stretch))
+    return image.resize(tuple(sides), Image.Resampling.LANCZOS)  # type: ignore[arg-type]
 
 
 def _contained(image: Image.Image, size: int) -> Image.Image:

@@ -52,7 +52,9 @@ class Condition:
 class ReferencePrefix:
     """What a causal MLLM keeps of references that precede every prompt: exact for each of them."""
 
-    states: Float[Tensor, "layers tokens width"]  # raw, of the image tokens only
+    states: Float[Tensor, "layers tokens width"]  # raw, of the tokens that condition the DiT
+    is_image: Bool[Tensor, " tokens"]  # which of these are images
     keys: Float[Tensor, "decoder_layers kv_heads prefix_tokens head_dim"]  # of the whole prefix with its template
     values: Float[Tensor, "decoder_layers kv_heads prefix_tokens head_dim"]
+    position: int  # the next token's
     num_references: int

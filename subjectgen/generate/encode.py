@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from subjectgen.models.mllm.internvl import InternVLReader
+from subjectgen.backbones import Reader
 from subjectgen.types import HiddenStates, ReferencePrefix
 
 
-def encode(reader: InternVLReader, prompts: Sequence[str], prefixes: Sequence[ReferencePrefix]) -> list[HiddenStates]:
+def encode(reader: Reader, prompts: Sequence[str], prefixes: Sequence[ReferencePrefix]) -> list[HiddenStates]:
     """One entry per prompt, each continuing from its own prefix: prompts of a batch never see one another."""
     if len(prompts) != len(prefixes):
         raise ValueError(f"{len(prompts)} prompts with {len(prefixes)} sets of references: give one set per prompt")

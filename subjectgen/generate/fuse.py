@@ -10,8 +10,13 @@ from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.types import HiddenStates, SemanticTokens
 
 
-def fuse(aggregator: DualLayerAggregator, hidden: Sequence[HiddenStates]) -> list[SemanticTokens]:
-    """One entry per prompt, in one padded batch; padding has no influence."""
+def fuse(aggregator: DualLayerAggregator | None, hidden: Sequence[HiddenStates]) -> list[SemanticTokens]:
+    """One entry per prompt, in one padded batch; padding has no influence.
+
+    Without an aggregator, for a DiT that was trained on the MLLM itself, the last layer as it is.
+    """
+    if aggregator is None:
+        return [SemanticTokens(tokens=h.states[-1], pooled=h.states.new_zeros(0), is_image=h.is_image) for h in hidden]
     if not hidden:
         return []
     states = pad_sequence([rearrange(h.states, "layers n w -> n layers w") for h in hidden], batch_first=True)
@@ -19,5 +24,6 @@ def fuse(aggregator: DualLayerAggregator, hidden: Sequence[HiddenStates]) -> lis
     mask = pad_sequence([torch.ones_like(h.is_image) for h in hidden], batch_first=True)
     tokens, pooled = aggregator(rearrange(states, "b n layers w -> b layers n w"), is_image, mask)
     return [
-        SemanticTokens(tokens=tokens[index, : len(h.is_image)], pooled=pooled[index]) for index, h in enumerate(hidden)
+        SemanticTokens(tokens=tokens[index, : len(h.is_image)], pooled=pooled[index], is_image=h.is_image)
+        for index, h in enumerate(hidden)
     ]

@@ -29,6 +29,9 @@ class FluxDenoiser:
     reference) is read once, alone, at sigma 0; noise attends to the keys and values kept from that.
     """
 
+    patch = 2  # latent pixels per token, both sides
+    multiple = 1  # tokens that a side of the grid must be divisible by
+
     def __init__(self, transformer: FluxTransformer2DModel, conditions: str = "cached"):
         if conditions not in ("joint", "cached"):
             raise ValueError(f"conditions={conditions!r}: expected 'joint' or 'cached'")

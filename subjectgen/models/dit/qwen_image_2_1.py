@@ -95,7 +95,9 @@ class QwenImage21Denoiser:
     patch = 1  # latent pixels per token, both sides
     multiple = 2  # tokens that a side of the grid must be divisible by
 
-    def __init__(self, transformer: Any):
+    def __init__(self, transformer: Any, conditions: str = "cached"):
+        if conditions != "cached":
+            raise ValueError(f"conditions={conditions!r}: Qwen-Image 2.1 is made for 'cached' ones only")
         if not transformer.config["causal_condition"]:
             raise ValueError(
                 "this QwenImage21Transformer2DModel has causal_condition=False: its conditions change with every "

@@ -1,0 +1,38 @@
+"""What a causal MLLM keeps of the tokens it has read, and what it tells of its last layer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from subjectgen.types import ReferencePrefix
+
+
+def kept_in(cache: DynamicCache) -> dict[str, Tensor]:
+    """Keys and values of one sequence, by their names in a ReferencePrefix."""
+    return {
+        "keys": torch.cat([layer.keys for layer in cache.layers]),  # type: ignore[misc]
+        "values": torch.cat([layer.values for layer in cache.layers]),  # type: ignore[misc]
+    }
+
+
+def cache_of(prefix: ReferencePrefix, device: torch.device, dtype: torch.dtype) -> DynamicCache:
+    """A cache that continues from the prefix, which stays as it is."""
+    cache = DynamicCache()
+    for index, pair in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        key, value = (part[None].to(device, dtype) for part in pair)
+        cache.update(key, value, index)  # concatenates, so the prefix's own tensors stay as they are
+    return cache
+
+
+@contextmanager
+def last_layer_output(final_norm: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what enters the final norm: transformers reports the last layer only after it."""
+    raw: list[Tensor] = []
+    handle = final_norm.register_forward_pre_hook(lambda _, inputs: raw.append(inputs[0]))
+    try:
+        yield raw
+    finally:
+        handle.remove()

@@ -418,6 +418,20 @@ class TestTrain:
         result = CliRunner().invoke(app, ["train", "mini", "--phase", "vae", "--steps", "5"])
         assert result.exit_code == 130 and "Stopped. step 3 is saved" in result.output
 
+    def test_compile_is_for_all_that_learns_and_only_when_asked(self, renderer, begun, monkeypatch):
+        compiled = []
+        monkeypatch.setattr(nn.Module, "compile", lambda network, **how: compiled.append((network, how)))
+        monkeypatch.setattr("subjectgen.train.mini.run", lambda phase, *_, **__: phases.append(phase))
+        monkeypatch.setattr("subjectgen.train.mini.seen_subjects", lambda *_: renderer)
+        for phase in ("vae", "mllm", "stage1"):
+            phases: list = []
+            train(phase, begun, steps=1)
+            assert not compiled
+            train(phase, begun, steps=1, compiled=True)
+            learned = {id(parameter) for parameter in phases[-1].model.parameters()}
+            assert {id(parameter) for network, _ in compiled for parameter in network.parameters()} == learned
+            compiled.clear()
+
     def test_unknown_phase(self, tmp_path):
         with pytest.raises(ValueError, match=r"'stage3': expected one of vae, mllm, stage1, stage2"):
             train("stage3", tmp_path, steps=1)

@@ -114,6 +114,10 @@ class Sines:
         self.model = nn.Sequential(nn.Linear(4, 24), nn.Tanh(), nn.Linear(24, 20), nn.Tanh(), nn.Linear(20, 3))
         self.losses, self.weights = [], []
 
+    @property
+    def networks(self):
+        return [self.model]
+
     def loss(self, step):
         self.before(step)
         x = torch.randn(8, 4, generator=generator_of(0, step, torch.device("cpu")))

@@ -17,6 +17,9 @@ def mini(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step. The phase's own if left out.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="By torch.compile: minutes at the start, for long runs.")
+    ] = False,
 ) -> None:
     """Train one phase of mini on the emoji world."""
     from subjectgen.train.mini import train as train_mini
@@ -26,5 +29,12 @@ def mini(
             f"--minutes {minutes} --steps {steps}: expected exactly one budget. Give --minutes or --steps."
         )
     train_mini(
-        phase=phase, out=out, minutes=minutes, steps=steps, resume=resume, cutouts=cutouts, batch_size=batch_size
+        phase=phase,
+        out=out,
+        minutes=minutes,
+        steps=steps,
+        resume=resume,
+        cutouts=cutouts,
+        batch_size=batch_size,
+        compiled=compiled,
     )

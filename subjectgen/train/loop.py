@@ -34,6 +34,11 @@ class Phase(Protocol):
         """What is trained; all that it learns are parameters."""
         ...
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The parts of the model that a loss calls: what `torch.compile` gets."""
+        ...
+
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of the batch of this number, and figures to log."""
         ...
@@ -173,7 +178,7 @@ def with_ema(ema: EMAModel, model: nn.Module, act: Callable[[], None]) -> None:
     ema.store(model.parameters())
     ema.copy_to(model.parameters())
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # samples have shapes of their own
             act()
     finally:
         ema.restore(model.parameters())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
@@ -95,6 +95,11 @@ class MllmPhase:
         torch.manual_seed(seed)
         self.model = new_mllm(self.processor).to(renderer.device)  # type: ignore[arg-type]  (hidden by a decorator)
         self.reader = InternVLReader(self.model, self.processor)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The MLLM as a whole."""
+        return [self.model]
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Cross entropy of the answers' tokens."""

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderDC, FluxTransformer2DModel
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
@@ -29,6 +30,7 @@ GRID = (SIDE // 16, SIDE // 16)  # rows and columns of tokens, of a picture and 
 DRAWS = 2  # noise levels drawn for each picture: its conditions are read once for all of them
 SHIFT = 2.5  # of the sigmas drawn: the ground is decided at high noise
 SUBJECT_WEIGHT = 3.0  # how much more the error inside the subjects' boxes counts
+PAD_TO = 16  # tokens; few lengths, few compilations
 SHEET_STEPS = 12
 
 
@@ -92,6 +94,11 @@ class SubjectPhase:
             FluxTransformer2DModel.from_pretrained(before / "transformer", torch_dtype=torch.float32),
         )
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Aggregator and DiT."""
+        return list(self.model.children())
+
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Squared error of the velocity, weighted towards the subjects."""
         batch = batch_of(self.renderer, self.seed, step, self.batch_size)
@@ -119,7 +126,7 @@ class SubjectPhase:
         """Hidden states of whole prompts, which tokens are image tokens, and which are not template or padding."""
         layouts = [self.reader.token_layout(prompt, batch.references.shape[1]) for prompt in batch.prompts]
         ids, is_image, is_text, real = (
-            pad_sequence(rows, batch_first=True).to(self.renderer.device)
+            padded(rows).to(self.renderer.device)
             for rows in (
                 [layout.input_ids for layout in layouts],
                 [layout.is_image for layout in layouts],
@@ -186,6 +193,12 @@ class SubjectPhase:
             copy = type(network).from_config(network.config)
             copy.load_state_dict(network.state_dict())  # type: ignore[union-attr]
             copy.to(torch.bfloat16).save_pretrained(folder / name, max_shard_size="15MB")  # type: ignore[union-attr]
+
+
+def padded(rows: list[Tensor]) -> Tensor:
+    """One batch, padded to one of few lengths."""
+    batch = pad_sequence(rows, batch_first=True)
+    return F.pad(batch, (0, -batch.shape[1] % PAD_TO))
 
 
 def kept_conditions(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from subjectgen.data.batches import Batch, batch_of, generator_of
 from subjectgen.data.render import Renderer
@@ -51,6 +51,11 @@ class VaePhase:
         self.renderer, self.batch_size, self.seed = renderer, batch_size, seed
         torch.manual_seed(seed)
         self.model = new_vae().to(renderer.device)  # type: ignore[arg-type]  (hidden by a decorator)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Encoder and decoder."""
+        return [self.model.encoder, self.model.decoder]  # type: ignore[list-item]
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Absolute and squared error, and how far the latents are from white."""

@@ -21,7 +21,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from subjectgen.cli import app
+from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
+from subjectgen.evaluate.sheet import GAP, LINE
 from subjectgen.weights import WeightsError, model_hash, write_manifest
 
 
@@ -254,6 +256,20 @@ class TestWithAModel:
         assert first.tobytes() != second.tobytes()
         assert len({picture.text["model_hash"] for picture in (encoded, first, second)}) == 1
 
+    def test_compare_paints_what_generate_paints(self, model: str):
+        common = ("--prompt", "a red ground", "--subject", "red.png", "--seed", "3", "--model", model)
+        run("compare", *common, "--stages", "free", "--stages", "faithful", "--num-images", "2", "--out", "sheet.png")
+        run("generate", *common, "--stages", "faithful", "--num-images", "2", "--out", "a.png")
+        sheet, second = Image.open("sheet.png"), Image.open("a-2.png").resize((CELL, CELL), Image.Resampling.LANCZOS)
+        left, top = GAP + 2 * (CELL + GAP), LINE + GAP + CELL + GAP  # after image 1 and free, below the first seed
+        cell = sheet.crop((left, top, left + CELL, top + CELL))
+        assert np.abs(np.asarray(cell, dtype=int) - np.asarray(second, dtype=int)).max() <= 1
+
+    def test_compare_refuses_before_the_model_is_loaded(self):
+        common = ("compare", "--prompt", "p", "--subject", "red.png", "--model", "nowhere/at-all")
+        refused(*common, "--stages", "mild", words=("mild", "paper", "free", "faithful"))
+        refused(*common, "--out", "a.jpg", words=("a.jpg", ".png"))
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
@@ -289,8 +305,8 @@ class TestTrainAndEvaluate:
 
     def test_train(self, calls: list[dict[str, Any]]):
         run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume",
-            "--cutouts", "animals", "--batch-size", "4")  # fmt: skip
-        budget = {"minutes": 2.5, "steps": None, "resume": True}
+            "--cutouts", "animals", "--batch-size", "4", "--compile")  # fmt: skip
+        budget = {"minutes": 2.5, "steps": None, "resume": True, "compiled": True}
         assert calls == [{"phase": "vae", "out": Path("runs/a"), "cutouts": Path("animals"), "batch_size": 4, **budget}]
 
     def test_the_functions_take_what_is_passed(self):
@@ -298,7 +314,7 @@ class TestTrainAndEvaluate:
         from subjectgen.evaluate.emoji import evaluate
         from subjectgen.train.mini import train
 
-        passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size"}
+        passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size", "compiled"}
         assert passed <= inspect.signature(train).parameters.keys()
         assert {"model", "num_prompts", "out", "cutouts"} <= inspect.signature(evaluate).parameters.keys()
 

@@ -50,7 +50,7 @@ def generate(
             width=width,
             num_inference_steps=steps,
             stages=stages,
-            generator=_generators(seeds),
+            generator=generators(seeds),
             num_images_per_prompt=num_images,
             callback_on_step_end=on_step_end,
         ).images
@@ -103,7 +103,7 @@ def step_bar() -> Iterator[Callable[..., dict[str, Any]]]:
         yield on_step_end
 
 
-def _generators(seeds: list[int]) -> list[Any]:
+def generators(seeds: list[int]) -> list[Any]:
     """One CPU generator per picture: picture k is the same alone and in a batch, on every device."""
     import torch
 

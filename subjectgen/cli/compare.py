@@ -1,0 +1,60 @@
+"""subjectgen compare: the same seeds under several stages, side by side on one sheet."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from subjectgen.cli.generate import generators, parse_size, step_bar
+from subjectgen.cli.model import check_out, open_model
+
+CELL = 256  # pixels of a picture on the sheet
+
+
+def compare(
+    prompt: Annotated[list[str], typer.Option(help="What the picture shows; repeat for more rows.")],
+    subject: Annotated[list[str], typer.Option(help="An image of a subject; repeat for more, in the prompt's order.")],
+    stages: Annotated[list[str] | None, typer.Option(help="A preset's name; repeat. All presets if left out.")] = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("compare.png"),
+    num_images: Annotated[int, typer.Option(min=1, help="Seeds for each prompt.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first picture of a row; the next has the next.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")] = None,
+    size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
+    model: Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")] = "mini",
+) -> None:
+    """Paint your subject under several stages: how meaning hands over to identity."""
+    from subjectgen.evaluate.sheet import captioned_sheet
+    from subjectgen.files import whole_file
+    from subjectgen.generate.stages import STAGE_PRESETS, resolve_stages
+    from subjectgen.images import load_image
+
+    names = stages or list(STAGE_PRESETS)
+    for name in names:
+        resolve_stages(name)
+    check_out(out, ".png")
+    width, height = parse_size(size)
+    references = [load_image(file) for file in subject]
+    pipe = open_model(model)
+    subjects, seeds = pipe.encode_subjects(references), [seed + k for k in range(num_images)]
+    options = {"height": height, "width": width, "num_inference_steps": steps}
+    rows = []
+    for text in prompt:
+        columns = [_painted(pipe, text, subjects, seeds, stages=name, **options) for name in names]
+        rows += [(f"{text} (seed {s})", [*references, *painted]) for s, *painted in zip(seeds, *columns, strict=True)]
+    headings = [*(f"image {k}" for k in range(1, len(references) + 1)), *names]
+    with whole_file(out) as temporary:
+        captioned_sheet(headings, rows, cell=CELL, per_line=1).save(temporary, format="PNG")
+    typer.echo(str(out))
+
+
+def _painted(pipe: Any, prompt: str, subjects: Any, seeds: list[int], **options: Any) -> list[Any]:
+    """One picture for each seed."""
+    with step_bar() as on_step_end:
+        return pipe(
+            prompt,
+            subjects,
+            generator=generators(seeds),
+            num_images_per_prompt=len(seeds),
+            callback_on_step_end=on_step_end,
+            **options,
+        ).images

@@ -361,6 +361,14 @@ def test_attention_backend_is_honoured(mode, monkeypatch):
     assert torch.allclose(result, expected, atol=1e-5)
 
 
+def test_a_backend_that_was_set_before_stays():
+    transformer = tiny_flux()
+    transformer.set_attention_backend("_native_math")
+    FluxDenoiser(transformer)
+    backends = {processor._attention_backend for processor in transformer.attn_processors.values()}
+    assert backends == {AttentionBackendName._NATIVE_MATH}
+
+
 @MODES
 def test_fused_projections_change_nothing(mode):
     transformer = tiny_flux()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from tiny_qwen import CHANNELS, random, references, tiny_qwen_transformer, words
 
 from subjectgen.models.dit.qwen_image_2_1 import QwenImage21Denoiser
@@ -133,6 +134,14 @@ def test_a_weight_between_scales_the_share_of_its_keys():
     assert not torch.allclose(less, whole, atol=1e-4)
     assert (less - whole).abs().max() < (none - whole).abs().max()
     assert tiny.isfinite().all()
+
+
+def test_a_backend_that_was_set_before_stays():
+    transformer = tiny_qwen_transformer()
+    transformer.set_attention_backend("_native_math")
+    QwenImage21Denoiser(transformer)
+    backends = {processor._attention_backend for processor in transformer.attn_processors.values()}
+    assert backends == {AttentionBackendName._NATIVE_MATH}
 
 
 def test_refusals():

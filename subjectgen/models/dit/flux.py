@@ -5,7 +5,6 @@ The transformer stays diffusers' own; only its attention processors are ours (`p
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -16,7 +15,7 @@ from torch import Tensor
 from subjectgen.models.dit.context import Memo, StageContext, Weights, cached_share, joint_shares
 from subjectgen.models.dit.kept import KeyValues, weighed
 from subjectgen.models.dit.positions import Grid, grid_ids, position_features, reference_ids
-from subjectgen.models.dit.processor import AttentionCall, ConditionProcessor, rotated
+from subjectgen.models.dit.processor import AttentionCall, ConditionProcessor, install, rotated
 from subjectgen.types import Condition
 
 UNGUIDED = 1.0  # what a guidance-distilled net is told while it reads conditions, so that they serve any guidance
@@ -37,11 +36,7 @@ class FluxDenoiser:
             raise ValueError(f"conditions={conditions!r}: expected 'joint' or 'cached'")
         self.transformer = transformer
         self.conditions = conditions
-        processors: dict[str, Any] = dict(transformer.attn_processors)
-        if not all(isinstance(processor, ConditionProcessor) for processor in processors.values()):
-            processors = {name: ConditionProcessor(index) for index, name in enumerate(processors)}
-            transformer.set_attn_processor(dict(processors))
-        self._processors = list(processors.values())
+        self._processors = install(transformer, ConditionProcessor)
 
     @property
     def num_channels(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -79,6 +80,19 @@ class ConditionProcessor:
         if isinstance(kept, StackedKeyValues):
             return kept.at(self.slot)
         return kept.keys[self.index], kept.values[self.index]
+
+
+def install(transformer: Any, kind: type) -> list[Any]:
+    """Give every attention block a processor of this kind, once; the backend and the parallelism that were set stay."""
+    processors: dict[str, Any] = dict(transformer.attn_processors)
+    if not all(isinstance(processor, kind) for processor in processors.values()):
+        ours = {name: kind(index) for index, name in enumerate(processors)}
+        for name, processor in ours.items():
+            processor._attention_backend = getattr(processors[name], "_attention_backend", None)
+            processor._parallel_config = getattr(processors[name], "_parallel_config", None)
+        transformer.set_attn_processor(dict(ours))
+        processors = ours
+    return list(processors.values())
 
 
 def rotated(heads: Heads, rotation: Rotation) -> Heads:

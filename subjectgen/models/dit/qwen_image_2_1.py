@@ -17,6 +17,7 @@ from subjectgen.models.dit.context import Weights, reading, weights_state
 from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, beside_noise, joined
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.dit.prefix import PrefixCall, PrefixProcessor, Turn
+from subjectgen.models.dit.processor import install
 from subjectgen.types import Condition, IdentityTokens, SemanticTokens
 
 PER_SLOT = 4  # tokens, 2 x 2, that stand in the place of one image token of the MLLM
@@ -104,11 +105,7 @@ class QwenImage21Denoiser:
                 "step and cannot be kept. Load a checkpoint with causal_condition=True"
             )
         self.transformer = transformer
-        processors: dict[str, Any] = dict(transformer.attn_processors)
-        if not all(isinstance(processor, PrefixProcessor) for processor in processors.values()):
-            processors = {name: PrefixProcessor(index) for index, name in enumerate(processors)}
-            transformer.set_attn_processor(dict(processors))
-        self._processors = list(processors.values())
+        self._processors = install(transformer, PrefixProcessor)
 
     @property
     def num_channels(self) -> int:

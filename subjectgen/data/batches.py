@@ -56,7 +56,7 @@ def random_looks(rng: np.random.Generator, num_subjects: int, count: int) -> lis
 
 
 def training_pose(rng: np.random.Generator) -> ReferencePose:
-    """Straight and in the middle more often than not: copying from there is the same for all subjects, and learnt first."""
+    """Straight and in the middle more often than not: how to copy from there is learnt first."""
     return ReferencePose() if rng.random() < SHARE_STRAIGHT else random_reference_pose(rng)
 
 

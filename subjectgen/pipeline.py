@@ -17,7 +17,6 @@ from diffusers import (
 )
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration, ProcessorMixin
 
@@ -47,11 +46,10 @@ from subjectgen.request import (
 )
 from subjectgen.strict import check_complete
 from subjectgen.types import Condition
-from subjectgen.weights import WeightsError, verify
+from subjectgen.weights import verify
 
 CONDITIONS = ("joint", "cached")  # how a checkpoint's conditions attend, see FluxDenoiser
 PATCH = 2  # latent pixels per token, both sides
-RESTORE = "Save or download it again, or check its name."
 Callback = Callable[..., dict[str, Any] | None]
 
 
@@ -294,13 +292,11 @@ class SubjectPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> "SubjectPipeline":
         """As of every DiffusionPipeline; but strict, and what a manifest speaks of is checked. Raises WeightsError."""
         name = str(pretrained_model_name_or_path)
-        try:
+        with hub.loading(name):
             folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
             verify(folder)
             pipe = super().from_pretrained(folder, **kwargs)
             check_complete(pipe.components, folder, passed=kwargs)
-        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-            raise WeightsError(f"'{name}' cannot be loaded: {error}. {RESTORE}") from error
         pipe.register_to_config(_name_or_path=name)
         return pipe
 

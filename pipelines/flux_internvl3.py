@@ -59,7 +59,7 @@ def untrained(dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
 
 def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype) -> SubjectPipeline:
     """The public networks around an aggregator. Raises WeightsError where one cannot be had."""
-    require("flux", "peft", "torchvision")  # InternVLProcessor needs torchvision for videos
+    require("flux", "peft", "torchvision")  # the processor's part for videos needs torchvision
     flux = fetch(FLUX, ["transformer/*", "vae/*", "scheduler/*"], FLUX_COMMIT)
     internvl = fetch(INTERNVL, ["*.safetensors", "*.json", "*.jinja", "*.txt"], INTERNVL_COMMIT)
     with loading(FLUX):
@@ -72,4 +72,5 @@ def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype) -> SubjectPipe
         processor = InternVLProcessor.from_pretrained(internvl)
     transformer.register_to_config(_name_or_path=FLUX)  # an adapter names its base, not a folder of this machine
     mllm.config.name_or_path = INTERNVL
-    return SubjectPipeline(mllm, processor, aggregator, transformer, vae, scheduler, **SETTINGS)
+    networks: dict[str, Any] = {"mllm": mllm, "aggregator": aggregator, "transformer": transformer, "vae": vae}
+    return SubjectPipeline(**networks, processor=processor, scheduler=scheduler, **SETTINGS)

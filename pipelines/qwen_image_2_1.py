@@ -16,13 +16,15 @@ The weights are licensed for research and evaluation (Qwen Research License), ab
 
 import torch
 from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
-from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from subjectgen import SubjectPipeline
-from subjectgen.load import from_hub
+from subjectgen.extras import require
+from subjectgen.hub import fetch, loading
 
 REPO = "Qwen/Qwen-Image-2.1"
 REVISION = "b3179ad355be050328e483a9dfdd9e60cd62adfa"  # the last that changes weights, 2026-09-20
+PARTS = ("text_encoder", "processor", "transformer", "vae", "scheduler")
 SETTINGS = {
     "conditions": "cached",
     "stages": "faithful",
@@ -36,17 +38,16 @@ SETTINGS = {
 }
 
 
-def load(dtype: torch.dtype = torch.bfloat16, repo: str = REPO, revision: str | None = REVISION) -> SubjectPipeline:
-    """The pipeline on the CPU, from the Hub or a folder of that layout. Raises WeightsError."""
-    with from_hub(repo):
-        options = {"revision": revision, "torch_dtype": dtype}
+def load(dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
+    """The pipeline on the CPU. Raises WeightsError where a part cannot be had."""
+    require("qwen", "torchvision")  # Qwen3VLProcessor needs it for films
+    folder = fetch(REPO, [f"{part}/*" for part in PARTS], REVISION)
+    with loading(REPO):
         return SubjectPipeline(
-            mllm=Qwen3VLForConditionalGeneration.from_pretrained(
-                repo, subfolder="text_encoder", revision=revision, dtype=dtype
-            ),
-            processor=AutoProcessor.from_pretrained(repo, subfolder="processor", revision=revision),
-            transformer=QwenImage21Transformer2DModel.from_pretrained(repo, subfolder="transformer", **options),
-            vae=AutoencoderKLQwenImage21.from_pretrained(repo, subfolder="vae", **options),
-            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(repo, subfolder="scheduler", revision=revision),
+            mllm=Qwen3VLForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=dtype),
+            processor=Qwen3VLProcessor.from_pretrained(folder / "processor"),
+            transformer=QwenImage21Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
+            vae=AutoencoderKLQwenImage21.from_pretrained(folder / "vae", torch_dtype=dtype),
+            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
             **SETTINGS,
         )

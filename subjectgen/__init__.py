@@ -4,6 +4,7 @@ from diffusers import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from transformers import ProcessorMixin
 
+from subjectgen.adapter import SubjectAdapter
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.estimate import Estimate
 from subjectgen.generate.guide import Guidance
@@ -25,6 +26,7 @@ __all__ = [
     "ModelMixin",
     "ProcessorMixin",
     "Stage",
+    "SubjectAdapter",
     "SubjectEmbeds",
     "SubjectPipeline",
     "SubjectPipelineOutput",

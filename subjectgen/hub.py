@@ -1,22 +1,70 @@
-"""What makes a saved pipeline a repository that others can load: a root `pipeline.py` and a real model card."""
+"""To and from the Hub: files that are all there or a clear error, and what makes a repository that others can load."""
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, create_repo, file_exists, upload_folder
+from huggingface_hub import ModelCard, ModelCardData, create_repo, file_exists, snapshot_download, upload_folder
+from huggingface_hub.errors import GatedRepoError
+from safetensors import SafetensorError
+
+from subjectgen.weights import WeightsError
 
 if TYPE_CHECKING:
+    from subjectgen.adapter import AdapterConfig
     from subjectgen.pipeline import SubjectPipeline
+
+RESTORE = "Save or download it again, or check its name."
+FAILURES = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)  # of the loaders of all libraries involved
 
 PIPELINE_FILE = '''"""For `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`."""
 
 from subjectgen import SubjectPipeline  # noqa: F401
 '''
+ADAPTER_INTRODUCTION = """# Subject-driven generation: an adapter
+
+A picture of your subject, in the scene you describe. `adapter.safetensors` holds what was trained on top of the public
+networks below: the aggregator that fuses the layers of the MLLM, and a LoRA of the DiT.
+
+```python
+from subjectgen import SubjectAdapter
+
+SubjectAdapter.load("path or repo id").apply(pipe)  # a SubjectPipeline of the same base
+```
+
+The code is the Python package `subjectgen`."""
 PIPELINE_TAG = "text-to-image"
 TAGS = ["subjectgen", "subject-driven-generation", "image-to-image"]
 ALWAYS_KEPT = "README.md"  # a card on the Hub may have been written by hand
+OWN_LICENCES = {  # the Hub has no identifier for them; name -> its text
+    "flux-1-dev-non-commercial-license": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"
+}
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Whatever goes wrong while `name` is loaded, as a WeightsError that says what to do."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"'{name}' is gated: expected an account that may read it. Accept its terms at "
+            f"https://huggingface.co/{name}, then log in with `hf auth login`."
+        ) from error
+    except FAILURES as error:
+        raise WeightsError(f"'{name}' cannot be loaded: {error}. {RESTORE}") from error
+
+
+def fetch(repo_id: str, files: Sequence[str], revision: str | None = None, token: str | None = None) -> Path:
+    """Download these files (or patterns) of a repository, or find them in the cache. Raises WeightsError.
+
+    Returns the folder of the snapshot.
+    """
+    with loading(repo_id):
+        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(files)))
 
 
 def write_repository_files(pipeline: "SubjectPipeline", folder: Path) -> None:
@@ -51,10 +99,25 @@ def upload(
 
 def model_card(pipeline: "SubjectPipeline") -> ModelCard:
     """The card: what the checkpoint is, how to use it, what it consists of and what it was set up for."""
-    data = ModelCardData(
-        library_name="diffusers", pipeline_tag=PIPELINE_TAG, license=pipeline.config["license"], tags=list(TAGS)
-    )
-    parts = [_introduction(pipeline), _components(pipeline), _settings(pipeline)]
+    parts = [_introduction(pipeline), _components(pipeline), _settings(pipeline.parameters)]
+    return _card(parts, TAGS, pipeline.config["license"])
+
+
+def adapter_card(config: "AdapterConfig") -> ModelCard:
+    """The card of an adapter: what it is, how to use it, what it was trained on and is set up for."""
+    networks = {"transformer": config.transformer, "mllm": config.mllm}
+    rows = ["| network | trained with | on the Hub |", "|---|---|---|"]
+    rows += [f"| `{name}` | {network} | {network.repo} |" for name, network in networks.items()]
+    parts = [ADAPTER_INTRODUCTION, "## Base\n\n" + "\n".join(rows), _settings(config.settings)]
+    repos = [network.repo for network in networks.values() if network.repo]
+    return _card(parts, [*TAGS, "lora"], config.settings["license"], base_model=repos or None)
+
+
+def _card(parts: Sequence[str], tags: Sequence[str], licence: str | None, **more: Any) -> ModelCard:
+    named: dict[str, Any] = {"license": licence}
+    if licence in OWN_LICENCES:
+        named = {"license": "other", "license_name": licence, "license_link": OWN_LICENCES[licence]}
+    data = ModelCardData(library_name="diffusers", pipeline_tag=PIPELINE_TAG, tags=list(tags), **named, **more)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
@@ -91,10 +154,9 @@ def _components(pipeline: "SubjectPipeline") -> str:
     return "## Components\n\n" + "\n".join(rows)
 
 
-def _settings(pipeline: "SubjectPipeline") -> str:
+def _settings(settings: Mapping[str, Any]) -> str:
     rows = ["| setting | value |", "|---|---|"]
-    settings = {name: value for name, value in sorted(pipeline.parameters.items()) if name != "license"}
-    rows += [f"| `{name}` | `{value}` |" for name, value in settings.items()]
+    rows += [f"| `{name}` | `{value}` |" for name, value in sorted(settings.items()) if name != "license"]
     return "## Settings\n\n" + "\n".join(rows)
 
 

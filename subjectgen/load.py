@@ -1,6 +1,10 @@
 """Opening a model by what it is called: a recipe that ships with the package, a folder, or a repository on the Hub."""
 
 import importlib.util
+import re
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 
@@ -11,30 +15,47 @@ from subjectgen.weights import find_folder
 
 
 def load(
-    model: str | Path = "mini", *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    model: str | Path = "mini",
+    *,
+    adapter: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> SubjectPipeline:
     """The pipeline called `model`: a recipe's name, a folder written by save_pretrained, or a Hub repo id.
 
+    adapter: a trained SubjectAdapter, for a recipe that is not whole without: a file, a folder or a Hub repo id.
+    dtype: of the weights; the recipe's own if left out, else float32.
+
     Raises FileNotFoundError for a name that is none of these, WeightsError for weights that are not as they should be.
     """
-    if str(model) in recipes():
-        return recipe(str(model)).load(dtype=dtype).to(device)
-    if not Path(model).is_dir() and str(model).count("/") != 1:
+    opener = _opener(str(model))
+    if adapter is not None and "adapter" not in signature(opener).parameters:
+        raise ValueError(f"adapter='{adapter}' for '{model}', which is whole without one: leave it out")
+    given = {name: value for name, value in (("adapter", adapter), ("dtype", dtype)) if value is not None}
+    return opener(**given).to(device)
+
+
+def _opener(model: str) -> Callable[..., SubjectPipeline]:
+    if model in recipes():
+        return recipe(model).load
+    if not Path(model).is_dir() and model.count("/") != 1:
         raise FileNotFoundError(
             f"there is no model '{model}': expected one of {', '.join(recipes())}, a folder written by "
             "save_pretrained, or a Hub repo id such as 'someone/a-model'"
         )
-    return SubjectPipeline.from_pretrained(str(model), dtype=dtype).to(device)
+    return partial(SubjectPipeline.from_pretrained, model, dtype=torch.float32)
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    return sorted(file.stem for file in find_folder("pipelines").glob("*.py"))
+    """Names of the recipes that ship with the package: qwen_image_2_1.py is "qwen-image-2.1"."""
+    stems = [file.stem for file in find_folder("pipelines").glob("*.py")]
+    return sorted(re.sub(r"(?<=\d)_(?=\d)", ".", stem).replace("_", "-") for stem in stems)
 
 
 def recipe(name: str) -> ModuleType:
     """A recipe as a module: `recipe("mini").load()`."""
-    spec = importlib.util.spec_from_file_location(f"subjectgen_recipe_{name}", find_folder("pipelines") / f"{name}.py")
+    stem = re.sub("[-.]", "_", name)
+    spec = importlib.util.spec_from_file_location(f"subjectgen_recipe_{stem}", find_folder("pipelines") / f"{stem}.py")
     assert spec is not None and spec.loader is not None  # a .py file that exists always has a loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -11,7 +11,6 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -40,11 +39,10 @@ from subjectgen.request import (
 )
 from subjectgen.strict import check_complete
 from subjectgen.types import Condition
-from subjectgen.weights import WeightsError, verify
+from subjectgen.weights import verify
 
 CONDITIONS = ("joint", "cached")  # how a checkpoint's conditions attend, see FluxDenoiser
 REFERENCE_SHAPES = ("square", "own")
-RESTORE = "Save or download it again, or check its name."
 Callback = Callable[..., dict[str, Any] | None]
 
 
@@ -292,13 +290,11 @@ class SubjectPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> "SubjectPipeline":
         """As of every DiffusionPipeline; but strict, and what a manifest speaks of is checked. Raises WeightsError."""
         name = str(pretrained_model_name_or_path)
-        try:
+        with hub.loading(name):
             folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
             verify(folder)
             pipe = super().from_pretrained(folder, **kwargs)
             check_complete(pipe.components, folder, passed=kwargs)
-        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-            raise WeightsError(f"'{name}' cannot be loaded: {error}. {RESTORE}") from error
         pipe.register_to_config(_name_or_path=name)
         return pipe
 
@@ -312,6 +308,7 @@ class SubjectPipeline(DiffusionPipeline):
         **hub_options: Any,
     ) -> None:
         """As of every DiffusionPipeline, with `pipeline.py` and a model card; `hub_options` as of `push_to_hub`."""
+        _check_no_lora(self.transformer)
         super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size)
         hub.write_repository_files(self, Path(save_directory))
         if push_to_hub:
@@ -342,3 +339,12 @@ def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected any of {list(known)}")
+
+
+def _check_no_lora(transformer: torch.nn.Module) -> None:
+    names = sorted(getattr(transformer, "peft_config", {}))
+    if names:
+        raise ValueError(
+            f"the transformer has LoRA ({', '.join(names)}), which a saved pipeline cannot hold: expected none. "
+            "Save SubjectAdapter.of(pipe), or merge with transformer.fuse_lora() and transformer.unload_lora()."
+        )

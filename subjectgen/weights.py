@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from subjectgen.files import whole_file
 
@@ -107,14 +107,21 @@ def verify(folder: Path | str) -> tuple[WeightsFile, ...]:
 
 
 def state_hash(module: nn.Module) -> str:
-    """sha256 of a module's state: names, dtypes, shapes and bytes, in the order of the names."""
+    """sha256 of a module's state, see `tensors_hash`."""
+    state = module.state_dict()
+    offloaded = next((name for name, tensor in sorted(state.items()) if tensor.is_meta), None)
+    if offloaded is not None:
+        raise ValueError(
+            f"'{offloaded}' of {type(module).__name__} is offloaded and has no values to hash: expected weights in "
+            "memory. Save or hash before enable_sequential_cpu_offload()."
+        )
+    return tensors_hash(state)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of named tensors: names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if tensor.is_meta:
-            raise ValueError(
-                f"'{name}' of {type(module).__name__} is offloaded and has no values to hash: expected weights in "
-                "memory. Save or hash before enable_sequential_cpu_offload()."
-            )
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

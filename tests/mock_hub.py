@@ -15,10 +15,11 @@ Files = dict[str, bytes]
 
 
 class MockHub:
-    """Repositories in memory; `commits` counts what was pushed."""
+    """Repositories in memory; `commits` counts what was pushed, files of `gated` ones are kept back."""
 
     def __init__(self):
         self.repos: dict[str, Files] = {}
+        self.gated: set[str] = set()
         self.url = ""
         self.commits = 0
 
@@ -95,6 +96,8 @@ class MockHub:
         return web.json_response(entries)
 
     async def _resolve(self, request: web.Request) -> web.Response:
+        if request.match_info["repo"] in self.gated:
+            raise web.HTTPForbidden(headers={"X-Error-Code": "GatedRepo"})
         content = self._files(request).get(request.match_info["path"])
         if content is None:
             raise web.HTTPNotFound(headers={"X-Error-Code": "EntryNotFound"})

@@ -19,6 +19,7 @@ PUBLIC = {
     "ModelMixin",
     "ProcessorMixin",
     "Stage",
+    "SubjectAdapter",
     "SubjectEmbeds",
     "SubjectPipeline",
     "SubjectPipelineOutput",
@@ -110,7 +111,7 @@ def test_no_module_is_called_utils():
     assert not {"utils", "helpers", "common"} & {part for name in names for part in name.split(".")}
 
 
-@pytest.mark.parametrize("name", ["mini"])
+@pytest.mark.parametrize("name", ["flux-internvl3", "mini"])
 def test_recipes_that_ship(name):
     from subjectgen.load import recipe, recipes
 

@@ -12,6 +12,7 @@ from tiny_flux import CHANNELS, NULL, identity, noise, semantic, tiny_flux
 from subjectgen.generate.guide import Guidance, guided
 from subjectgen.generate.sample import sample, schedule
 from subjectgen.generate.stages import resolve_stages, split_steps
+from subjectgen.lora import LoraSettings, add_identity, identity_of, set_identity
 from subjectgen.models.dit.flux import FluxDenoiser
 from subjectgen.models.vae import pixels_from_latents
 from subjectgen.types import Condition
@@ -83,6 +84,50 @@ def test_guidance_is_the_true_cfg_of_flux():
     ).images
     result = ours(FluxDenoiser(transformer, "joint"), grid, condition, Guidance(scale=2.5), [negative])
     assert torch.allclose(result, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("embedded", "scale"), [(3.5, 2.5), (1.0, 2.5), (3.5, 1.0)])
+def test_embedded_guidance_and_cfg_are_told_apart(embedded, scale):
+    """What a distilled net is told, and the distance from the negative, are two numbers, as in diffusers."""
+    transformer, grid = tiny_flux(guidance_embeds=True), (3, 5)
+    condition, negative = Condition(semantic=semantic(7, 1)), Condition(semantic=semantic(7, 3))
+    expected = pipeline(FluxPipeline, transformer)(
+        **arguments(grid, condition, guidance_scale=embedded),
+        negative_prompt_embeds=negative.semantic.tokens[None],
+        negative_pooled_prompt_embeds=negative.semantic.pooled[None],
+        true_cfg_scale=scale,
+    ).images
+    denoiser, guidance = FluxDenoiser(transformer, "joint"), Guidance(scale=scale, embedded=embedded)
+    result = ours(denoiser, grid, condition, guidance, [negative])
+    assert torch.allclose(result, expected, atol=1e-4)
+    for other in (Guidance(scale=scale + 1, embedded=embedded), Guidance(scale=scale, embedded=embedded + 1)):
+        assert (ours(denoiser, grid, condition, other, [negative]) - result).abs().max() > 1e-3
+
+
+def test_a_distilled_net_that_nothing_is_told_is_told_one():
+    transformer, grid, condition = tiny_flux(guidance_embeds=True), (3, 5), Condition(semantic=semantic(7, 1))
+    expected = pipeline(FluxPipeline, transformer)(**arguments(grid, condition, guidance_scale=1.0)).images
+    result = ours(FluxDenoiser(transformer, "joint"), grid, condition, Guidance())
+    assert torch.allclose(result, expected, atol=1e-5)
+
+
+def test_identity_lora_is_that_of_diffusers():
+    """Its own loader, with its own attention processors, against ours."""
+    grid, condition, rank = (3, 5), Condition(semantic=semantic(7, 1)), 2
+    settings = LoraSettings(rank=rank, alpha=rank, targets=("to_q", "to_v", "to_out.0", "add_k_proj"))
+    with_lora = tiny_flux()
+    add_identity(with_lora, settings)
+    _, state = identity_of(with_lora)
+    generator = torch.Generator().manual_seed(3)
+    state = {key: torch.randn(tensor.shape, generator=generator) * 0.3 for key, tensor in state.items()}
+
+    mine, theirs = pipeline(FluxPipeline, tiny_flux()), pipeline(FluxPipeline, tiny_flux())
+    set_identity(mine, settings, state)
+    theirs.load_lora_weights({f"transformer.{key}": tensor for key, tensor in state.items()})
+    expected = theirs(**arguments(grid, condition)).images
+    result = ours(FluxDenoiser(mine.transformer, "joint"), grid, condition)
+    assert torch.allclose(result, expected, atol=1e-5)
+    assert (result - ours(FluxDenoiser(tiny_flux(), "joint"), grid, condition)).abs().max() > 1e-2
 
 
 class KontextDenoiser(FluxDenoiser):

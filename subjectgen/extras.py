@@ -1,0 +1,13 @@
+"""Packages that only some models need, and the extra of subjectgen that brings them."""
+
+from importlib.util import find_spec
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raise ImportError, naming the extra to install, unless all these packages are here."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"{' and '.join(missing)} is not installed: expected the packages of the extra '{extra}'. "
+            f"Install them with `pip install 'subjectgen[{extra}]'`."
+        )

@@ -1,0 +1,66 @@
+"""The recipe of Qwen-Image 2.1: whole on tiny stand-ins in the layout of the Hub, at its true shape without weights."""
+
+import pytest
+import torch
+from diffusers import QwenImage21Transformer2DModel
+from tiny_qwen import TinyQwenProcessor, random, tiny_qwen_components
+
+from subjectgen.load import recipe, recipes
+from subjectgen.models.dit.qwen_image_2_1 import QwenImage21Denoiser
+from subjectgen.weights import WeightsError
+
+PROMPT = "a red cat on the blue ground"
+NAME = "qwen-image-2.1"
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The recipe, with a folder for what it would download."""
+    components = tiny_qwen_components()
+    for part, component in {"text_encoder": components.pop("mllm"), **components}.items():
+        component.save_pretrained(tmp_path / part)
+    module = recipe(NAME)
+    monkeypatch.setattr(module, "fetch", lambda *_: tmp_path)
+    monkeypatch.setattr(module, "Qwen3VLProcessor", TinyQwenProcessor)  # the released one needs torchvision
+    monkeypatch.setattr(module, "require", lambda *_: None)
+    return module
+
+
+def test_it_paints(module):
+    pipe = module.load(dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"height": 64, "width": 96, "num_inference_steps": 2, "latents": random(1, 8, 4, 6, seed=0)}
+    (picture,) = pipe(PROMPT, **options).images
+    assert picture.size == (96, 64)
+
+
+def test_defaults_are_those_its_authors_recommend(module):
+    pipe = module.load(dtype=torch.float32)
+    limits = pipe.limits
+    assert (limits.num_inference_steps, limits.guidance_scale, limits.stages) == (40, 1.0, "faithful")
+    assert (limits.max_references, limits.reference_shape, limits.image_size) == (10, "own", 1024)
+    assert (limits.size_multiple, limits.reads_alpha) == (32, True)
+
+
+def test_a_damaged_download_says_what_to_do(module, tmp_path):
+    (tmp_path / "vae/config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"Qwen/Qwen-Image-2\.1.*again"):
+        module.load()
+
+
+def test_it_is_found_by_its_name():
+    assert NAME in recipes()
+
+
+def test_without_torchvision_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("subjectgen.extras.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"torchvision.*subjectgen\[qwen\]"):
+        recipe(NAME).load()
+
+
+def test_the_adapter_fits_the_released_net():
+    """The defaults of the class are those of Qwen-Image 2.1; on the meta device tensors have shapes only."""
+    with torch.device("meta"):
+        transformer = QwenImage21Transformer2DModel()
+    denoiser = QwenImage21Denoiser(transformer)
+    assert denoiser.num_channels == 64 and len(denoiser.transformer.attn_processors) == 32

@@ -24,6 +24,7 @@ from subjectgen.cli import app
 from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
 from subjectgen.evaluate.sheet import GAP, LINE
+from subjectgen.extras import MissingExtraError
 from subjectgen.weights import WeightsError, model_hash, write_manifest
 
 
@@ -37,6 +38,11 @@ class Painter:
         self.components = {"vae": nn.Linear(2, 2), "scheduler": object()}
         self.calls: list[SimpleNamespace] = []
         self.error: BaseException | None = None
+        self.opened: list[tuple[str, str | None]] = []
+
+    def open(self, name: str, adapter: str | None) -> "Painter":
+        self.opened.append((name, adapter))
+        return self
 
     def __call__(self, prompt: str, subjects: Any, **options: Any) -> SimpleNamespace:
         self.calls.append(SimpleNamespace(prompt=prompt, subjects=subjects, **options))
@@ -55,7 +61,7 @@ class Painter:
 def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     made = Painter()
     for command in ("generate", "encode"):
-        monkeypatch.setattr(f"subjectgen.cli.{command}.open_model", lambda name: {"mini": made}[name])
+        monkeypatch.setattr(f"subjectgen.cli.{command}.open_model", made.open)
     return made
 
 
@@ -107,6 +113,12 @@ class TestGenerate:
         assert [generator.initial_seed() for generator in call.generator] == [5, 6]
         assert all(generator.device.type == "cpu" for generator in call.generator)
         assert sorted(path.name for path in Path("a/b").iterdir()) == ["c-1.png", "c-2.png"]
+
+    @pytest.mark.parametrize("arguments", [("generate", "--prompt", "p"), ("encode", "--subject", "red.png")])
+    def test_model_and_adapter(self, painter: Painter, arguments: tuple[str, ...]):
+        run(*arguments)
+        run(*arguments, "--model", "a/base", "--adapter", "mine.safetensors")
+        assert painter.opened == [("mini", None), ("a/base", "mine.safetensors")]
 
     def test_png_remembers_how_it_was_made(self, painter: Painter):
         prompt = "un café à 茶\nsecond line"
@@ -189,6 +201,7 @@ class TestRefusals:
             ValueError("stages='mild': expected paper, free or faithful"),
             FileNotFoundError("weights/mine is not there"),
             WeightsError("vae.safetensors is altered"),
+            MissingExtraError("peft is not installed"),
             OSError(28, "No space left on device"),
             RuntimeError("unexpected"),
         ],

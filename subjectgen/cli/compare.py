@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from subjectgen.cli.generate import generators, parse_size, step_bar
-from subjectgen.cli.model import check_out, open_model
+from subjectgen.cli.model import Adapter, Model, check_out, open_model
 
 CELL = 256  # pixels of a picture on the sheet
 
@@ -20,7 +20,8 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Of the first picture of a row; the next has the next.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")] = None,
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
-    model: Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")] = "mini",
+    model: Model = "mini",
+    adapter: Adapter = None,
 ) -> None:
     """Paint your subject under several stages: how meaning hands over to identity."""
     from subjectgen.evaluate.sheet import captioned_sheet
@@ -34,7 +35,7 @@ def compare(
     check_out(out, ".png")
     width, height = parse_size(size)
     references = [load_image(file) for file in subject]
-    pipe = open_model(model)
+    pipe = open_model(model, adapter)
     subjects, seeds = pipe.encode_subjects(references), [seed + k for k in range(num_images)]
     options = {"height": height, "width": width, "num_inference_steps": steps}
     rows = []

@@ -5,18 +5,19 @@ from typing import Annotated
 
 import typer
 
-from subjectgen.cli.model import EMBEDS_SUFFIX, check_out, open_model
+from subjectgen.cli.model import EMBEDS_SUFFIX, Adapter, Model, check_out, open_model
 
 
 def encode(
     subject: Annotated[list[str], typer.Option(help="An image of a subject; repeat for more, in the prompt's order.")],
     out: Annotated[Path, typer.Option(help="The .safetensors to write.")] = Path("subject.safetensors"),
-    model: Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")] = "mini",
+    model: Model = "mini",
+    adapter: Adapter = None,
 ) -> None:
     """Encode subjects for this model; give the file to `generate --subject`."""
     from subjectgen.images import load_image
 
     check_out(out, EMBEDS_SUFFIX)
     images = [load_image(file) for file in subject]
-    open_model(model).encode_subjects(images).save(out)
+    open_model(model, adapter).encode_subjects(images).save(out)
     typer.echo(str(out))

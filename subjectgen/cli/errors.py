@@ -46,9 +46,10 @@ def _note(message: Any, *_: Any, **__: Any) -> None:
 def _is_refusal(error: Exception) -> bool:
     from safetensors import SafetensorError
 
+    from subjectgen.extras import MissingExtraError
     from subjectgen.weights import WeightsError
 
-    return isinstance(error, (ValueError, OSError, WeightsError, SafetensorError))
+    return isinstance(error, (ValueError, OSError, WeightsError, MissingExtraError, SafetensorError))
 
 
 def _message(error: Exception) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from subjectgen.cli.errors import screen
 from subjectgen.cli.info import installed_version
-from subjectgen.cli.model import check_out, open_model, read_subjects
+from subjectgen.cli.model import Adapter, Model, check_out, open_model, read_subjects
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,13 +34,14 @@ def generate(
     ] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Pictures of this prompt.")] = 1,
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
-    model: Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")] = "mini",
+    model: Model = "mini",
+    adapter: Adapter = None,
 ) -> None:
     """Paint your subject in the scene you describe."""
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
     subjects = read_subjects(subject or [])
-    pipe = open_model(model)
+    pipe = open_model(model, adapter)
     seeds = [(secrets.randbelow(2**31) if seed is None else seed) + k for k in range(num_images)]
     with step_bar() as on_step_end:
         pictures = pipe(

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from subjectgen.cli.errors import screen
 
@@ -12,7 +14,13 @@ if TYPE_CHECKING:
 EMBEDS_SUFFIX = ".safetensors"
 
 
-def open_model(name: str) -> "SubjectPipeline":
+Model = Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")]
+Adapter = Annotated[
+    str | None, typer.Option(help="What was trained on top of a model that needs it: a file, a folder, a Hub repo id.")
+]
+
+
+def open_model(name: str, adapter: str | None = None) -> "SubjectPipeline":
     """A bundled model's name, a folder or a Hub repo id => the pipeline on this machine's best device."""
     with screen.status(f"loading {name}"):
         import torch
@@ -23,7 +31,7 @@ def open_model(name: str) -> "SubjectPipeline":
 
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        pipe = subjectgen.load(name, device=torch.accelerator.current_accelerator() or "cpu")
+        pipe = subjectgen.load(name, adapter=adapter, device=torch.accelerator.current_accelerator() or "cpu")
     pipe.set_progress_bar_config(disable=True)  # the command has a bar of its own
     return pipe
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_subjects import blob, cutout_folder, held_out, names, quarters, subjects_from
 
 from subjectgen.data import subjects as module
-from subjectgen.data.batches import batch_of, random_looks
+from subjectgen.data.batches import batch_of, random_looks, training_pose
 from subjectgen.data.prompts import canonical, description, plan, questions, request
 from subjectgen.data.render import Look, ReferencePose, Renderer, hue_shift
 from subjectgen.data.subjects import load_subjects, save_subjects
@@ -242,6 +242,20 @@ class TestBatches:
         prompts = [prompt for index in range(40) for prompt in batch_of(renderer, 0, index, 4).prompts]
         assert not any(re.search(rf"\b{name}\b", prompt) for name in names(3, unseen=True) for prompt in prompts)
         assert all(any(re.search(rf"\b{name}\b", prompt) for prompt in prompts) for name in names(6, unseen=False))
+
+    def test_most_references_stand_straight_the_rest_anyhow(self):
+        rng = np.random.default_rng(0)
+        poses = [training_pose(rng) for _ in range(4000)]
+        straight = [pose for pose in poses if pose == ReferencePose()]
+        turned = np.array([pose.degrees for pose in poses if pose != ReferencePose()])
+        assert len(straight) / len(poses) == pytest.approx(0.6, abs=0.03)
+        assert np.abs(turned).max() <= 10 and turned.std() == pytest.approx(20 / 12**0.5, abs=0.5)
+
+    def test_neighbouring_batches_have_equally_many_subjects(self, folder):
+        """Two processes that train together take batches 2n and 2n + 1: neither waits for the other's longer one."""
+        renderer = Renderer(load_subjects(cutouts=folder))
+        counts = [batch_of(renderer, 0, index, 1).references.shape[1] for index in range(80)]
+        assert counts[::2] == counts[1::2] and len(set(counts)) > 1
 
     def test_subjects_of_a_picture_differ(self):
         rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from subjectgen.pipeline import SubjectPipeline
+from subjectgen.placement import check_placement, place
 from subjectgen.weights import find_folder
 
 
@@ -20,19 +21,25 @@ def load(
     adapter: str | Path | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    offload: str = "none",
+    attention_backend: str | None = None,
+    compiled: bool = False,
 ) -> SubjectPipeline:
     """The pipeline called `model`: a recipe's name, a folder written by save_pretrained, or a Hub repo id.
 
     adapter: a trained SubjectAdapter, for a recipe that is not whole without: a file, a folder or a Hub repo id.
     dtype: of the weights; the recipe's own if left out, else float32.
+    offload, attention_backend, compiled: see `placement.place`.
 
-    Raises FileNotFoundError for a name that is none of these, WeightsError for weights that are not as they should be.
+    Raises FileNotFoundError for a name that is none of these, WeightsError for weights that are not as they should be,
+    ValueError for what this machine cannot do.
     """
+    check_placement(device, offload)
     opener = _opener(str(model))
     if adapter is not None and "adapter" not in signature(opener).parameters:
         raise ValueError(f"adapter='{adapter}' for '{model}', which is whole without one: leave it out")
     given = {name: value for name, value in (("adapter", adapter), ("dtype", dtype)) if value is not None}
-    return opener(**given).to(device)
+    return place(opener(**given), device, offload=offload, attention_backend=attention_backend, compiled=compiled)
 
 
 def _opener(model: str) -> Callable[..., SubjectPipeline]:

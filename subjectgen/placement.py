@@ -1,0 +1,58 @@
+"""Where a pipeline's networks are and how they compute: devices, offloading, attention backends, compilation.
+
+All of it is diffusers' own; here it is only said in one place, and refused where it cannot be.
+"""
+
+from typing import Any
+
+import torch
+
+OFFLOADS = ("none", "model", "group", "sequential")
+
+
+def check_placement(device: torch.device | str, offload: str) -> None:
+    """Raise ValueError where this machine cannot place a pipeline so, before anything is loaded."""
+    if offload not in OFFLOADS:
+        raise ValueError(f"offload={offload!r}: expected one of {', '.join(OFFLOADS)}")
+    kind = torch.device(device).type
+    accelerator = torch.accelerator.current_accelerator()
+    if offload != "none" and kind == "cpu":
+        raise ValueError(
+            f"offload={offload!r} with device='cpu': networks rest on the CPU until an accelerator needs them, and "
+            "none is asked for. Leave offload out, or give device='cuda'"
+        )
+    if kind not in ("cpu", "meta") and (accelerator is None or accelerator.type != kind):
+        here = "no accelerator" if accelerator is None else f"'{accelerator.type}'"
+        raise ValueError(f"device='{device}': this machine has {here}. Leave device out for the CPU")
+
+
+def place(
+    pipe: Any,
+    device: torch.device | str = "cpu",
+    *,
+    offload: str = "none",
+    attention_backend: str | None = None,
+    compiled: bool = False,
+) -> Any:
+    """The same pipeline, where and how it is asked to compute.
+
+    offload, from fast to small: "none", "model" (one network at a time on the device, the MLLM leaves once it has
+    encoded), "group" (a few layers at a time, the next ones copied meanwhile), "sequential" (a layer at a time).
+    compiled: the repeated blocks of the DiT, once for each shape of noise.
+    """
+    check_placement(device, offload)
+    if attention_backend is not None:
+        pipe.transformer.set_attention_backend(attention_backend)
+    if compiled:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True)
+    match offload:
+        case "model":
+            pipe.enable_model_cpu_offload(device=device)
+        case "group":
+            onto = torch.device(device)
+            pipe.enable_group_offload(onload_device=onto, offload_type="leaf_level", use_stream=onto.type == "cuda")
+        case "sequential":
+            pipe.enable_sequential_cpu_offload(device=device)
+        case _:
+            pipe.to(device)
+    return pipe

@@ -1,0 +1,91 @@
+"""Placing a pipeline: what works on a CPU changes no picture, what this machine cannot do is refused before loading."""
+
+import sys
+
+import pytest
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
+from tiny_pipeline import tiny_pipeline
+
+import subjectgen
+from subjectgen.placement import OFFLOADS, check_placement, place
+
+PROMPT = "a red cat on the blue ground"
+NO_ACCELERATOR = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+
+
+def painted(pipe):
+    options = {"num_inference_steps": 2, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    return pipe(PROMPT, **options).images
+
+
+@pytest.fixture
+def pipe():
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_backend_is_that_of_every_block_and_changes_no_picture(pipe):
+    expected = painted(pipe)
+    place(pipe, attention_backend="_native_math")
+    backends = {processor._attention_backend for processor in pipe.transformer.attn_processors.values()}
+    assert backends == {AttentionBackendName._NATIVE_MATH}
+    assert (painted(pipe) - expected).abs().max() < 1e-5
+
+
+def test_a_backend_that_does_not_exist(pipe):
+    with pytest.raises(ValueError, match="native"):
+        place(pipe, attention_backend="telepathy")
+
+
+def test_compiled_blocks_are_those_of_the_dit(pipe, monkeypatch):
+    calls = []
+    monkeypatch.setattr(type(pipe.transformer), "compile_repeated_blocks", lambda self, **how: calls.append(how))
+    place(pipe)
+    assert not calls
+    place(pipe, compiled=True)
+    assert calls == [{"fullgraph": True}]
+
+
+@pytest.mark.parametrize(
+    ("offload", "method"),
+    [
+        ("model", "enable_model_cpu_offload"),
+        ("group", "enable_group_offload"),
+        ("sequential", "enable_sequential_cpu_offload"),
+    ],
+)
+def test_offloading_is_that_of_diffusers(pipe, offload, method, monkeypatch):
+    calls = []
+    monkeypatch.setattr("subjectgen.placement.check_placement", lambda *_: None)
+    monkeypatch.setattr(type(pipe), method, lambda self, **how: calls.append(how))
+    place(pipe, "cuda", offload=offload)
+    (how,) = calls
+    assert torch.device("cuda") in {torch.device(value) for key, value in how.items() if key.endswith("device")}
+
+
+def test_group_offload_paints_the_same(pipe):
+    """The one way of offloading whose device may be the CPU itself."""
+    expected = painted(tiny_pipeline())
+    pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert (painted(pipe) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("offload", OFFLOADS[1:])
+def test_nothing_to_offload_from(offload):
+    with pytest.raises(ValueError, match=rf"offload='{offload}' with device='cpu'.*device='cuda'"):
+        subjectgen.load("mini", offload=offload)
+
+
+def test_unknown_offload():
+    with pytest.raises(ValueError, match=r"offload='disk': expected one of none, model, group, sequential"):
+        check_placement("cpu", "disk")
+
+
+@NO_ACCELERATOR
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_no_such_device_is_said_before_anything_is_loaded(device, monkeypatch):
+    monkeypatch.setattr(sys.modules["subjectgen.load"], "_opener", lambda model: pytest.fail("loading has begun"))
+    with pytest.raises(ValueError, match=rf"device='{device}': this machine has no accelerator"):
+        subjectgen.load("mini", device=device)

@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -431,6 +432,18 @@ class TestTrain:
             learned = {id(parameter) for parameter in phases[-1].model.parameters()}
             assert {id(parameter) for network, _ in compiled for parameter in network.parameters()} == learned
             compiled.clear()
+
+    @pytest.mark.parametrize("leads", [True, False])
+    def test_only_the_leading_process_puts_the_pipeline_together(self, renderer, begun, monkeypatch, leads):
+        """The others are done before it has written its weights."""
+        put_together = []
+        monkeypatch.setattr("subjectgen.train.mini.run", lambda *_, **__: None)
+        monkeypatch.setattr("subjectgen.train.mini.seen_subjects", lambda *_: renderer)
+        monkeypatch.setattr("subjectgen.train.mini.assemble", lambda out: put_together.append(out) or nn.Module())
+        monkeypatch.setattr(nn.Module, "save_pretrained", lambda *_, **__: None, raising=False)
+        monkeypatch.setattr("subjectgen.train.mini.Workers", lambda device: SimpleNamespace(leads=leads))
+        train("stage2", begun, steps=1)
+        assert put_together == [begun] * leads
 
     def test_unknown_phase(self, tmp_path):
         with pytest.raises(ValueError, match=r"'stage3': expected one of vae, mllm, stage1, stage2"):

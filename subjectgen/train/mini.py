@@ -16,6 +16,7 @@ from subjectgen.models.mllm.processor import SubjectProcessor
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.train.loop import Budget, Phase, Schedule, run
 from subjectgen.train.mllm import MllmPhase
+from subjectgen.train.parallel import Workers
 from subjectgen.train.subject import SHIFT, SubjectPhase
 from subjectgen.train.vae import VaePhase
 
@@ -53,10 +54,11 @@ def train(
     check_before(phase, out)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     trained = builder(phase, out)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
+    leads = Workers(device).leads  # one process of those that train together writes
     for network in trained.networks if compiled else ():
         network.compile(dynamic=False)
     run(trained, out, Budget(steps=steps, minutes=minutes), SCHEDULES[phase], resume=resume)
-    if phase == "stage2":
+    if phase == "stage2" and leads:
         with whole_folder(out / "pipeline") as folder:
             assemble(out).save_pretrained(folder, max_shard_size="15MB")
 

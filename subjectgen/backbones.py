@@ -3,12 +3,20 @@
 from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from subjectgen.models.dit.flux import FluxDenoiser
 from subjectgen.models.dit.qwen_image_2_1 import QwenImage21Denoiser
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.models.mllm.qwen3_vl import Qwen3VLReader
+
+try:
+    from diffusers import QwenImage21Transformer2DModel
+
+    Transformer = FluxTransformer2DModel | QwenImage21Transformer2DModel
+except ImportError:  # diffusers before 0.41
+    Transformer = FluxTransformer2DModel
 
 Reader = InternVLReader | Qwen3VLReader
 Denoiser = FluxDenoiser | QwenImage21Denoiser

@@ -8,14 +8,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch, hub
-from subjectgen.backbones import Denoiser, Reader, denoiser_of, reader_of
+from subjectgen.backbones import Denoiser, Reader, Transformer, denoiser_of, reader_of
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
@@ -27,7 +27,7 @@ from subjectgen.generate.to_image import Pictures, to_image
 from subjectgen.images import subject_lists
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
-from subjectgen.models.vae import latent_channels, pixels_per_latent, reads_alpha
+from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
 from subjectgen.request import (
     Limits,
     Request,
@@ -69,8 +69,8 @@ class SubjectPipeline(DiffusionPipeline):
         self,
         mllm: PreTrainedModel,
         processor: ProcessorMixin,
-        transformer: ModelMixin,
-        vae: ModelMixin,
+        transformer: Transformer,
+        vae: Vae,
         scheduler: FlowMatchEulerDiscreteScheduler,
         aggregator: DualLayerAggregator | None = None,
         conditions: str = "cached",

@@ -1,11 +1,16 @@
 """Between pixels (-1..1) and normalised latents. The one place that knows how a VAE's latents are normalised."""
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin
+from diffusers import AutoencoderDC, AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
-Vae = AutoencoderKL | AutoencoderDC | ModelMixin  # the last: AutoencoderKLQwenImage21, of newer diffusers
+try:
+    from diffusers import AutoencoderKLQwenImage21
+
+    Vae = AutoencoderKL | AutoencoderDC | AutoencoderKLQwenImage21
+except ImportError:  # diffusers before 0.41
+    Vae = AutoencoderKL | AutoencoderDC
 
 
 def latents_from_pixels(vae: Vae, pixels: Float[Tensor, "b channels h w"]) -> Float[Tensor, "b c rows columns"]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_qwenimage21 import apply_rotary_emb_qwen
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from einops import rearrange
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn

@@ -52,7 +52,7 @@ def load(adapter: str | Path | None = None, *, dtype: torch.dtype = torch.bfloat
 
 def untrained(dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
     """What training starts from: a random aggregator, and a LoRA that changes nothing yet."""
-    pipe = assemble(DualLayerAggregator(**AGGREGATOR).to(dtype), dtype)
+    pipe = assemble(DualLayerAggregator(**AGGREGATOR).to(dtype=dtype), dtype)  # type: ignore[arg-type]
     add_identity(pipe.transformer, LORA)
     return pipe
 
@@ -73,4 +73,4 @@ def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype) -> SubjectPipe
     transformer.register_to_config(_name_or_path=FLUX)  # an adapter names its base, not a folder of this machine
     mllm.config.name_or_path = INTERNVL
     networks: dict[str, Any] = {"mllm": mllm, "aggregator": aggregator, "transformer": transformer, "vae": vae}
-    return SubjectPipeline(**networks, processor=processor, scheduler=scheduler, **SETTINGS)
+    return SubjectPipeline(**networks, processor=processor, scheduler=scheduler, **SETTINGS)  # type: ignore[arg-type]

@@ -48,6 +48,6 @@ def load(dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
             processor=Qwen3VLProcessor.from_pretrained(folder / "processor"),
             transformer=QwenImage21Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
             vae=AutoencoderKLQwenImage21.from_pretrained(folder / "vae", torch_dtype=dtype),
-            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),  # type: ignore[arg-type]
             **SETTINGS,
         )

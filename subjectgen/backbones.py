@@ -13,11 +13,10 @@ from subjectgen.models.mllm.qwen3_vl import Qwen3VLReader
 
 try:
     from diffusers import QwenImage21Transformer2DModel
-
-    Transformer = FluxTransformer2DModel | QwenImage21Transformer2DModel
 except ImportError:  # diffusers before 0.41
-    Transformer = FluxTransformer2DModel
+    QwenImage21Transformer2DModel = FluxTransformer2DModel  # type: ignore[assignment, misc]
 
+Transformer = FluxTransformer2DModel | QwenImage21Transformer2DModel
 Reader = InternVLReader | Qwen3VLReader
 Denoiser = FluxDenoiser | QwenImage21Denoiser
 

@@ -211,7 +211,7 @@ def _alpha(image: Image.Image) -> Image.Image | None:
         return None
     alpha = image.convert("RGBA").getchannel("A")
     lowest, _ = alpha.getextrema()
-    return alpha if lowest < 255 else None
+    return alpha if lowest < 255 else None  # type: ignore[operator]  (one channel has one pair)
 
 
 def _managed(image: Image.Image, profile: Any, name: str) -> Image.Image:

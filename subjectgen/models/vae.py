@@ -7,10 +7,10 @@ from torch import Tensor
 
 try:
     from diffusers import AutoencoderKLQwenImage21
-
-    Vae = AutoencoderKL | AutoencoderDC | AutoencoderKLQwenImage21
 except ImportError:  # diffusers before 0.41
-    Vae = AutoencoderKL | AutoencoderDC
+    AutoencoderKLQwenImage21 = AutoencoderKL  # type: ignore[assignment, misc]
+
+Vae = AutoencoderKL | AutoencoderDC | AutoencoderKLQwenImage21
 
 
 def latents_from_pixels(vae: Vae, pixels: Float[Tensor, "b channels h w"]) -> Float[Tensor, "b c rows columns"]:

@@ -6,6 +6,7 @@ subject and to the call, whatever stands in the batch beside them.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -68,7 +69,7 @@ class PrefixProcessor:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Float[Tensor, "batch tokens width"],
         attention_mask: Bool[Tensor, "batch 1 1 keys"] | None = None,
         rotary_emb: Complex[Tensor, "tokens half"] | None = None,

@@ -42,8 +42,8 @@ class Sequenced:
     def cut(self) -> tuple["Sequenced", "Sequenced"]:
         """Up to the last image, and the rest."""
         count = int(self.is_image.nonzero().max()) + 1
-        first, rest = (slice(0, count), slice(count, None))
-        return tuple(Sequenced(tokens=self.tokens[part], is_image=self.is_image[part]) for part in (first, rest))
+        first = Sequenced(tokens=self.tokens[:count], is_image=self.is_image[:count])
+        return first, Sequenced(tokens=self.tokens[count:], is_image=self.is_image[count:])
 
     def expanded(self) -> Bool[Tensor, " tokens"]:
         """Which tokens are an image's, once these have taken their places."""
@@ -173,9 +173,9 @@ class QwenImage21Denoiser:
     def _read(self, semantic: SemanticTokens | None, identity: IdentityTokens | None, like: Tensor) -> Read:
         """Whatever is present: nothing, words alone, references alone, or words around references."""
         words = None if semantic is None else Sequenced.of(semantic.tokens.to(like), semantic.is_image)
-        if words is None and identity is None:
-            return Read()
         if identity is None:
+            if words is None:
+                return Read()
             part = self._part(words.without_images())
             return Read(semantic=part.text(), end=part.end)
         if words is None:

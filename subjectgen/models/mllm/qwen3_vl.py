@@ -127,7 +127,8 @@ class Qwen3VLReader:
     def _positions(self, ids: Int[Tensor, " tokens"], grids: Int[Tensor, "images 3"] | None) -> Int[Tensor, "3 tokens"]:
         """Frame, row and column of each token, as Qwen3-VL counts them."""
         kinds = self._is_image(ids).int()
-        return self.mllm.model.get_rope_index(ids[None], kinds[None], image_grid_thw=grids)[0][:, 0]
+        positions, _ = self.mllm.model.get_rope_index(ids[None], kinds[None], image_grid_thw=grids)  # type: ignore[arg-type]
+        return positions[:, 0]
 
     @cached_property
     def _num_dropped(self) -> int:

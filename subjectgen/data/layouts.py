@@ -17,7 +17,7 @@ class Triple:
     """What one training row says. A picture is whatever `load_image` takes."""
 
     references: tuple[Any, ...]
-    prompt: str
+    prompt: Any  # words, if the row is a good one
     target: Any
 
 

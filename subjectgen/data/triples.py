@@ -70,7 +70,7 @@ def _fault(rows: Rows, row: int, size: int, max_references: int) -> str | None:
     try:
         triple = rows[row]
         if not isinstance(triple.prompt, str) or not triple.prompt.strip():
-            return f"prompt={triple.prompt!r} is empty: expected a few words. Write what the target shows"
+            return f"prompt={triple.prompt!r} is no text: expected a few words. Write what the target shows"
         return _fault_of_pictures(triple, size, max_references)
     except KeyError as error:
         return f"lacks {error}: expected {', '.join(rows.layout.columns)}. Add it"

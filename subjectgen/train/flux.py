@@ -11,7 +11,7 @@ from subjectgen.adapter import FILE, SubjectAdapter
 from subjectgen.data.triples import open_rows
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.train.conditions import Conditions
-from subjectgen.train.flux_phase import FluxPhase, start_from
+from subjectgen.train.flux_phase import FluxPhase
 from subjectgen.train.loop import Budget, Schedule, run
 from subjectgen.train.optimizer import Optimizers
 from subjectgen.train.precompute import precompute
@@ -62,11 +62,9 @@ def train(
     before = adapter_before(phase, out)
     budget = Budget(steps=steps if steps or minutes else STEPS[phase], minutes=minutes)
     schedule = Schedule(rate=rate, cooldown=COOLDOWN[phase])
-    pipe = open_pipeline()
-    if before is not None:
-        start_from(pipe, before)
+    torch.manual_seed(seed)  # every process begins with the same weights
     run(
-        FluxPhase(pipe, conditions, phase, batch_size=batch_size, seed=seed),
+        FluxPhase(open_pipeline(), conditions, phase, before, batch_size=batch_size, seed=seed),
         out,
         budget,
         schedule,

@@ -30,6 +30,7 @@ from subjectgen.train.conditions import Conditions, Example, Order
 from subjectgen.train.dropout import Dropout, kept
 from subjectgen.train.sharding import shard_if_asked
 from subjectgen.types import Condition, HiddenStates, SemanticTokens
+from subjectgen.weights import WeightsError
 
 # Stage 1 never sees identity. In stage 2 identity is often alone, since most steps of sampling are of that kind.
 DROPOUTS = {"stage1": Dropout(identity=0.95, both=0.05), "stage2": Dropout(semantic=0.3, identity=0.1, both=0.05)}
@@ -41,7 +42,7 @@ CELL = 256  # pixels of a picture of the sheet
 
 
 class Learner(nn.Module):
-    """Aggregator and transformer as one module: what is done with their weights is done in its forward, as FSDP asks."""
+    """Aggregator and transformer as one module: FSDP has their weights at hand for what is done in its forward."""
 
     def __init__(self, aggregator: nn.Module, transformer: nn.Module):
         super().__init__()
@@ -66,18 +67,29 @@ class Trained(nn.Module):
 class FluxPhase:
     """Flow matching under precomputed conditions; `name` is stage1 (meaning) or stage2 (meaning and identity).
 
-    The target is the velocity, noise - image. Noise levels are drawn evenly from the schedule the checkpoint's scheduler
-    makes for this resolution: just those at which sampling asks for a velocity, as often as it asks; UNO trains so too.
-    With a shift of s their share below sigma is sigma / (s - (s - 1) sigma).
+    The target is the velocity, noise - image. Noise levels are drawn evenly from the steps the checkpoint's scheduler
+    makes for this resolution: those at which sampling asks for a velocity, as often as it asks; UNO trains so too. With
+    a shift of s (FLUX: exp(mu)) their share below sigma is sigma / (s - (s - 1) sigma).
 
     Conditions are dropped for a batch as a whole, and a batch has equally many references: every step is one forward,
     so that processes that share weights ask for them equally often.
     """
 
-    def __init__(self, pipe: SubjectPipeline, conditions: Conditions, name: str, *, batch_size: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        pipe: SubjectPipeline,
+        conditions: Conditions,
+        name: str,
+        before: SubjectAdapter | None = None,
+        *,
+        batch_size: int = 1,
+        seed: int = 0,
+    ):
         self.pipe, self.conditions, self.name, self.batch_size, self.seed = pipe, conditions, name, batch_size, seed
         self.device = PartialState().device
         freeze_base(pipe, self.device)
+        if before is not None:
+            start_from(pipe, before)
         pipe.register_to_config(image_size=conditions.size, stages=[asdict(stage) for stage in STAGES[name]])
         pipe.set_progress_bar_config(disable=True)
         self.denoiser = FluxDenoiser(pipe.transformer, pipe.config["conditions"])
@@ -140,7 +152,7 @@ class FluxPhase:
         """For rows held out: the first reference, the target, and what the pipeline paints, from the same noise."""
         examples = [self.conditions.read(row) for row in self.shown]
         with self.precision():
-            painted = self.learner(lambda: self.painted(examples))
+            painted = list(self.learner(lambda: self.painted(examples)))
         references, targets = [e.references[0] for e in examples], [e.target for e in examples]
         pictures = [self.decoded(latents) for latents in (references, targets, painted)]
         rows = [(e.prompt, cells) for e, *cells in zip(examples, *pictures, strict=True)]
@@ -188,18 +200,19 @@ def freeze_base(pipe: SubjectPipeline, device: torch.device) -> None:
 
 
 def start_from(pipe: SubjectPipeline, adapter: SubjectAdapter) -> None:
-    """Put the weights of an adapter, unrounded, into an untrained pipeline of the same shape. Raises WeightsError."""
+    """Put the weights of an adapter, unrounded, in place of untrained ones. Raises WeightsError if they do not fit."""
     from peft import set_peft_model_state_dict
 
     adapter.check(pipe)
-    aggregator = adapter.aggregator(pipe.aggregator.device, torch.float32)
-    pipe.register_modules(aggregator=aggregator)
-    cast_training_params([lora for name, lora in pipe.transformer.named_modules() if IDENTITY in name], torch.float32)  # type: ignore[arg-type]
+    settings, _ = identity_of(pipe.transformer)
+    if settings != adapter.config.lora:
+        raise WeightsError(f"the adapter's LoRA is {adapter.config.lora}: expected {settings}. Train it again.")
+    pipe.aggregator.load_state_dict(adapter.aggregator_state)
     set_peft_model_state_dict(pipe.transformer, dict(adapter.lora_state), adapter_name=IDENTITY)
 
 
 def without_text(hidden: HiddenStates) -> HiddenStates:
-    """The same for the empty prompt: references precede the text in a causal MLLM, so their states are what they are."""
+    """The same for the empty prompt: references precede the text in a causal MLLM, so their states are no others."""
     return HiddenStates(states=hidden.states[:, hidden.is_image], is_image=hidden.is_image[hidden.is_image])
 
 

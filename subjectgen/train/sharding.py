@@ -19,6 +19,6 @@ def shard_if_asked(module: nn.Module) -> None:
         )
     options = {"reshard_after_forward": plugin.reshard_after_forward, "offload_policy": plugin.cpu_offload}
     names = set(plugin.transformer_cls_names_to_wrap or ())
-    for block in [each for each in module.modules() if type(each).__name__ in names]:
-        fully_shard(block, **options)  # type: ignore[arg-type]
-    fully_shard(module, offload_policy=plugin.cpu_offload)  # type: ignore[arg-type]
+    blocks = [each for each in module.modules() if type(each).__name__ in names]
+    for part in (*blocks, module):
+        fully_shard(part, **options)  # type: ignore[arg-type]

@@ -1,0 +1,11 @@
+"""What tests/test_train_flux.py starts twice: one of two processes that train the adapter together."""
+
+import sys
+from pathlib import Path
+
+from tiny_triples import untrained_pipeline
+
+from subjectgen.train.flux import train
+
+if __name__ == "__main__":
+    train(untrained_pipeline, "stage2", Path(sys.argv[1]), steps=2, batch_size=2, accumulate=1, rate=1e-2)

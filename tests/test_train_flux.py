@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
@@ -358,10 +359,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "
 
 
 def fsdp_environment():
-    """What `accelerate launch` makes of examples/fsdp.yaml: without a GPU it does not."""
-    config = yaml.safe_load((HERE.parent / "examples" / "fsdp.yaml").read_text())["fsdp_config"]
-    config["fsdp_transformer_cls_to_wrap"] = config.pop("fsdp_transformer_layer_cls_to_wrap")
-    return {"ACCELERATE_USE_FSDP": "true", **{name.upper(): str(value) for name, value in config.items()}}
+    """What `accelerate launch --config_file examples/fsdp.yaml` tells the processes it starts."""
+    config = str(HERE.parent / "examples" / "fsdp.yaml")
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", config, "run.py"]))
+    told = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in told.items() if name.startswith(("FSDP_", "ACCELERATE_"))}
 
 
 @pytest.mark.slow
@@ -372,7 +374,9 @@ def test_two_processes_are_one(run_folder, tmp_path, sharded):
     train(untrained_pipeline, "stage2", alone, steps=2, batch_size=2, accumulate=2, rate=1e-2)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**ENVIRONMENT, **(fsdp_environment() if sharded else {})}
-    subprocess.run([*launch, str(HERE / "flux_run.py"), str(run_folder)], check=True, env=environment, timeout=400)
+    command = [*launch, str(HERE / "flux_run.py"), str(run_folder)]
+    done = subprocess.run(command, check=True, env=environment, timeout=400, capture_output=True, text=True)
+    assert done.stdout.count(f"weights are {'DTensor' if sharded else 'Tensor'}") == (2 if sharded else 1)
     one, two = (load_file(folder / "stage2" / NAME) for folder in (alone, run_folder))
     assert one.keys() == two.keys()
     for name, tensor in one.items():

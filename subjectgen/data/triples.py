@@ -47,7 +47,7 @@ def open_rows(data: str) -> Rows:
     if path.suffix == ".json":
         raw = _json(path)
         return Rows(raw, path.parent, layout_of(raw[0].keys(), data))
-    raw = _dataset(path)
+    raw = _dataset(data)
     return Rows(raw, path, layout_of(raw.column_names, data))
 
 
@@ -104,6 +104,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _json(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"'{path}' does not exist: expected a JSON list of rows. Check the path")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -119,11 +121,11 @@ def _not_empty(raw: Sequence[dict[str, Any]], path: Path) -> Any:
     return raw
 
 
-def _dataset(path: Path) -> Any:
+def _dataset(name: str) -> Any:
     """The split called train of a data set that `datasets` saved in a folder, or knows how to load by this name."""
     require("train", "datasets")
     from datasets import DatasetDict, load_dataset, load_from_disk
 
-    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    found = load_from_disk(str(path)) if saved else load_dataset(str(path), split="train")
+    saved = any(Path(name, file).is_file() for file in ("state.json", "dataset_dict.json"))
+    found = load_from_disk(name) if saved else load_dataset(name, split="train")
     return found["train"] if isinstance(found, DatasetDict) else found

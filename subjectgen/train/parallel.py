@@ -1,9 +1,13 @@
 """Several processes train one model, as `torchrun` or `accelerate launch` start them: `-m subjectgen train ...`."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
+
+BUCKET = 2**26  # numbers exchanged at once: fewer exchanges against the memory of a copy
 
 
 class Workers:
@@ -41,17 +45,33 @@ class Workers:
             return seconds, stop
         gradients = [] if self.sharded else gradients_of(model)
         figures = torch.tensor([seconds * self.count if self.leads else 0.0, float(stop)], device=self.device)
-        flat = torch.cat([*(gradient.flatten() for gradient in gradients), figures])
-        dist.all_reduce(flat)
-        flat /= self.count
-        for gradient, mean in zip(gradients, flat.split([*map(torch.numel, gradients), 2])[:-1], strict=True):
-            gradient.copy_(mean.view_as(gradient))
-        return flat[-2].item(), bool(flat[-1] > 0)
+        for bucket in buckets([*gradients, figures]):
+            average(bucket, self.count)
+        return figures[0].item(), bool(figures[1] > 0)
 
     def part(self) -> None:
         """Leave the group, when all is done."""
         if self.count > 1:
             self.state.destroy_process_group()
+
+
+def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors in order, in groups of BUCKET numbers, or of one tensor that is larger."""
+    groups: list[list[Tensor]] = [[]]
+    for tensor in tensors:
+        if groups[-1] and sum(map(torch.numel, groups[-1])) + tensor.numel() > BUCKET:
+            groups.append([])
+        groups[-1].append(tensor)
+    return groups
+
+
+def average(tensors: Sequence[Tensor], count: int) -> None:
+    """Replace tensors by their means over `count` processes, in one exchange."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= count
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def gradients_of(model: nn.Module) -> list[Tensor]:

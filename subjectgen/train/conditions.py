@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,21 @@ class Order:
             number = -(-len(group) // self.batch_size)
             filled += np.resize(rng.permutation(group), (number, self.batch_size)).tolist()
         return [filled[place] for place in rng.permutation(len(filled))]
+
+
+class Feed:
+    """The examples of batches; while one is trained on, a thread reads the next, which is `stride` numbers later."""
+
+    def __init__(self, conditions: Conditions, order: Order, stride: int):
+        self.conditions, self.order, self.stride = conditions, order, stride
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.ahead: dict[int, Future[list[Example]]] = {}  # at most one
+
+    def batch(self, number: int) -> list[Example]:
+        """The examples of a batch."""
+        reading = self.ahead.get(number) or self.thread.submit(self.read, number)
+        self.ahead = {number + self.stride: self.thread.submit(self.read, number + self.stride)}
+        return reading.result()
+
+    def read(self, number: int) -> list[Example]:
+        return [self.conditions.read(row) for row in self.order.batch(number)]

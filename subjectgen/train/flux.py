@@ -1,6 +1,7 @@
 """Training the paper's adapter: conditions are precomputed, then stage 1 (meaning), then stage 2 (with identity)."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ PHASES = ("precompute", "stage1", "stage2")
 STEPS = {"stage1": 25_000, "stage2": 10_000}  # the paper's
 RATE = 1e-4  # AdamW's usual one for LoRA on FLUX, as in the training examples of diffusers; the paper's is not known
 COOLDOWN = {"stage1": 0.1, "stage2": 0.4}  # share of the budget; stage 2 goes on from stage 1
+PATIENCE = timedelta(hours=2)  # of a process that has done its share of precompute, or waits for the leader's sheet
 CHECKPOINT_MINUTES = 30.0  # a checkpoint holds every trained weight four times
 
 
@@ -47,7 +49,7 @@ def train(
 
     Raises ValueError for what cannot be trained on, FileNotFoundError where the phase before has not been run.
     """
-    PartialState(cpu=torch.accelerator.current_accelerator() is None)  # joins the processes of this run
+    PartialState(cpu=torch.accelerator.current_accelerator() is None, timeout=PATIENCE)  # joins the processes of a run
     if phase not in PHASES:
         raise ValueError(f"--phase '{phase}': expected one of {', '.join(PHASES)}, in this order")
     if phase == "precompute":

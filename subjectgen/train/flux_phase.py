@@ -26,7 +26,7 @@ from subjectgen.models.dit.flux import FluxDenoiser
 from subjectgen.models.vae import pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.request import Request, draw_noise, resolve
-from subjectgen.train.conditions import Conditions, Example, Order
+from subjectgen.train.conditions import Conditions, Example, Feed, Order
 from subjectgen.train.dropout import Dropout, kept
 from subjectgen.train.sharding import shard_if_asked
 from subjectgen.types import Condition, HiddenStates, SemanticTokens
@@ -101,11 +101,12 @@ class FluxPhase:
         self.sigmas = schedule(pipe.scheduler, NUM_LEVELS, side * side, self.device)
         rows, held_out = conditions.split(HELD_OUT)
         self.shown = held_out or rows[:HELD_OUT]
-        self.order = Order(conditions.num_references, rows, batch_size, seed)
+        order = Order(conditions.num_references, rows, batch_size, seed)
+        self.feed = Feed(conditions, order, stride=PartialState().num_processes)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Squared error of the velocity of a batch."""
-        examples = [self.conditions.read(row) for row in self.order.batch(step)]
+        examples = self.feed.batch(step)
         random = generator_of(self.seed, step, self.device)
         with self.precision():
             return self.learner(lambda: self.velocity_loss(examples, random)), {}

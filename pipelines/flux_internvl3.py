@@ -13,6 +13,7 @@ both apart. Weights are pinned to commits; FLUX.1-dev is gated and for non-comme
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -27,18 +28,13 @@ from subjectgen.strict import check_complete
 FLUX, FLUX_COMMIT = "black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
 INTERNVL, INTERNVL_COMMIT = "OpenGVLab/InternVL3-8B-hf", "259a3b64a14623c0ec91a045cb43f7c5af5fa6af"
 LAYERS = {"num_layers": 29, "first_layer": 0, "last_layer": 28}
-AGGREGATOR = {**LAYERS, "mllm_width": 3584, "width": 4096, "pooled_width": 768, "mode": "dual", "num_heads": 32}
+WIDTHS = {"mllm_width": 3584, "width": 4096, "pooled_width": 768, "num_heads": 32}
+AGGREGATOR: dict[str, Any] = {**LAYERS, **WIDTHS, "mode": "dual"}
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 LORA = LoraSettings(rank=512, alpha=512, targets=TARGETS)
-SIZES = {"reference_size": 512, "image_size": 1024, "max_references": 4}
-SETTINGS = {
-    **SIZES,
-    "conditions": "joint",
-    "stages": "paper",
-    "guidance_scale": 2.5,
-    "num_inference_steps": 25,
-    "license": "flux-1-dev-non-commercial-license",
-}
+PAPER = {"conditions": "joint", "stages": "paper", "guidance_scale": 2.5}
+OURS = {"reference_size": 512, "image_size": 1024, "max_references": 4, "num_inference_steps": 25}
+SETTINGS: dict[str, Any] = {**PAPER, **OURS, "license": "flux-1-dev-non-commercial-license"}
 
 
 def load(adapter: str | Path | None = None, *, dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
@@ -63,7 +59,7 @@ def untrained(dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
 
 def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype) -> SubjectPipeline:
     """The public networks around an aggregator. Raises WeightsError where one cannot be had."""
-    require("flux", "peft", "torchvision")  # InternVLProcessor needs torchvision for videos
+    require("flux", "peft", "torchvision")  # the processor's part for videos needs torchvision
     flux = fetch(FLUX, ["transformer/*", "vae/*", "scheduler/*"], FLUX_COMMIT)
     internvl = fetch(INTERNVL, ["*.safetensors", "*.json", "*.jinja", "*.txt"], INTERNVL_COMMIT)
     with loading(FLUX):
@@ -76,5 +72,5 @@ def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype) -> SubjectPipe
         processor = InternVLProcessor.from_pretrained(internvl)
     transformer.register_to_config(_name_or_path=FLUX)  # an adapter names its base, not a folder of this machine
     mllm.config.name_or_path = INTERNVL
-    networks = {"mllm": mllm, "aggregator": aggregator, "transformer": transformer, "vae": vae}
+    networks: dict[str, Any] = {"mllm": mllm, "aggregator": aggregator, "transformer": transformer, "vae": vae}
     return SubjectPipeline(**networks, processor=processor, scheduler=scheduler, **SETTINGS)

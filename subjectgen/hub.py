@@ -114,14 +114,10 @@ def adapter_card(config: "AdapterConfig") -> ModelCard:
 
 
 def _card(parts: Sequence[str], tags: Sequence[str], licence: str | None, **more: Any) -> ModelCard:
-    own = {"license": "other", "license_name": licence, "license_link": OWN_LICENCES.get(str(licence))}
-    data = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag=PIPELINE_TAG,
-        tags=list(tags),
-        **(own if licence in OWN_LICENCES else {"license": licence}),
-        **more,
-    )
+    named: dict[str, Any] = {"license": licence}
+    if licence in OWN_LICENCES:
+        named = {"license": "other", "license_name": licence, "license_link": OWN_LICENCES[licence]}
+    data = ModelCardData(library_name="diffusers", pipeline_tag=PIPELINE_TAG, tags=list(tags), **named, **more)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 

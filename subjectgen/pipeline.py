@@ -310,6 +310,7 @@ class SubjectPipeline(DiffusionPipeline):
         **hub_options: Any,
     ) -> None:
         """As of every DiffusionPipeline, with `pipeline.py` and a model card; `hub_options` as of `push_to_hub`."""
+        _check_no_lora(self.transformer)
         super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size)
         hub.write_repository_files(self, Path(save_directory))
         if push_to_hub:
@@ -335,3 +336,12 @@ def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected any of {list(known)}")
+
+
+def _check_no_lora(transformer: torch.nn.Module) -> None:
+    names = sorted(getattr(transformer, "peft_config", {}))
+    if names:
+        raise ValueError(
+            f"the transformer has LoRA ({', '.join(names)}), which a saved pipeline cannot hold: expected none. "
+            "Save SubjectAdapter.of(pipe), or merge with transformer.fuse_lora() and transformer.unload_lora()."
+        )

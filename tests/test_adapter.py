@@ -13,7 +13,7 @@ from test_hub import in_process, latents
 from tiny_adapter import LORA, NUM_KEYS, SETTINGS, base_transformer, merged, trained_pipeline, velocity
 from tiny_pipeline import tiny_pipeline
 
-from subjectgen import SubjectAdapter, WeightsError, adapter, extras, hub
+from subjectgen import SubjectAdapter, SubjectPipeline, WeightsError, adapter, extras, hub
 from subjectgen.lora import add_identity
 from subjectgen.weights import model_hash, tensors_hash
 
@@ -235,6 +235,23 @@ class TestAnotherPipeline:
         with pytest.raises(ImportError, match=r"peft is not installed.*pip install 'subjectgen\[flux\]'"):
             taken.apply(base)
         assert state_of(base) == before
+
+
+class TestWholePipeline:
+    def test_with_a_lora_is_not_saved(self, trained, tmp_path):
+        with pytest.raises(ValueError, match=r"has LoRA \(identity\), which a saved pipeline cannot hold.*fuse_lora"):
+            trained.save_pretrained(tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    def test_is_saved_when_the_lora_is_merged(self, trained, taken, tmp_path):
+        pipe = tiny_pipeline()
+        taken.apply(pipe)
+        pipe.transformer.fuse_lora()
+        pipe.transformer.unload_lora()
+        pipe.save_pretrained(tmp_path)
+        torch.testing.assert_close(
+            latents(SubjectPipeline.from_pretrained(tmp_path)), latents(trained), atol=1e-4, rtol=0
+        )
 
 
 class TestDamagedFile:

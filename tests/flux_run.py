@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tiny_triples import SIZE, untrained_pipeline
+from tiny_triples import SIZE, bfloat16_pipeline, untrained_pipeline
 
 from subjectgen.train import flux
 
@@ -31,6 +31,6 @@ if __name__ == "__main__":
         flux.train(untrained_pipeline, "precompute", Path(OUT, "again"), data=DATA, size=SIZE)
     settings = {"steps": 2, "batch_size": 2, "accumulate": 1, "rate": 1e-2, "resume": WORD == "resume"}
     try:
-        flux.train(untrained_pipeline, "stage2", Path(OUT), **settings)
+        flux.train(untrained_pipeline if WORD == "precompute" else bfloat16_pipeline, "stage2", Path(OUT), **settings)
     except KeyboardInterrupt as stop:
         print(stop)

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_train import NEVER, Killed, die, press_ctrl_c, same
 from tiny_pipeline import tiny_pipeline
-from tiny_triples import SIZE, triples_folder, untrained_pipeline, write_metadata
+from tiny_triples import SIZE, bfloat16_pipeline, triples_folder, untrained_pipeline, write_metadata
 from typer.testing import CliRunner
 
 from subjectgen import SubjectAdapter, WeightsError
@@ -95,7 +95,7 @@ class TestWhole:
         assert same(base_of(phase.pipe.transformer), before) and same(load_state(phase.pipe.vae), vae)
 
     def test_dtypes(self, conditions):
-        pipe = untrained_pipeline().to(torch.bfloat16)
+        pipe = bfloat16_pipeline()
         phase = FluxPhase(pipe, conditions, "stage2", batch_size=2)
         assert {parameter.dtype for parameter in phase.model.parameters()} == {torch.float32}
         assert {weight.dtype for weight in base_of(pipe.transformer).values()} == {torch.bfloat16}
@@ -390,30 +390,29 @@ def assert_equal_runs(first, second):
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.fixture(scope="module")
-def alone(begun, tmp_path_factory):
-    """One process that sees both batches of every step."""
-    folder = shutil.copytree(begun, tmp_path_factory.mktemp("alone") / "run")
-    train(untrained_pipeline, "stage2", folder, steps=2, batch_size=2, accumulate=2, rate=1e-2)
+def alone(begun, folder, open_pipeline):
+    """A run of one process that sees both batches of every step."""
+    shutil.copytree(begun, folder)
+    train(open_pipeline, "stage2", folder, steps=2, batch_size=2, accumulate=2, rate=1e-2)
     return folder
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(alone, run_folder, data):
+def test_two_processes_are_one(begun, tmp_path, run_folder, data):
     """In precompute, where they share the rows, and in training, where their gradients are averaged."""
     assert launched(run_folder, data, "precompute", sharded=False).count("weights are Tensor") == 1
-    assert_equal_runs(alone, run_folder)
+    assert_equal_runs(alone(begun, tmp_path / "alone", untrained_pipeline), run_folder)
     found, expected = run_folder / "again" / "conditions", run_folder / "conditions"
     assert (found / INDEX).read_text() == (expected / INDEX).read_text()
     assert all(same(load_file(file), load_file(expected / file.name)) for file in found.glob("row-*"))
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_the_weights_are_one(alone, run_folder, data):
-    """FSDP, interrupted after the first of two steps, and resumed."""
+def test_two_processes_that_share_the_weights_are_one(begun, tmp_path, run_folder, data):
+    """FSDP of a bfloat16 base and float32 weights that learn, interrupted after the first of two steps, and resumed."""
     assert "step 1 is saved" in launched(run_folder, data, "stop", sharded=True)
     assert launched(run_folder, data, "resume", sharded=True).count("weights are DTensor") == 2
-    assert_equal_runs(alone, run_folder)
+    assert_equal_runs(alone(begun, tmp_path / "alone", bfloat16_pipeline), run_folder)
 
 
 class TestRefused:

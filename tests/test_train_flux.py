@@ -29,7 +29,7 @@ from subjectgen.train import precompute
 from subjectgen.train.checkpoint import NAME
 from subjectgen.train.conditions import INDEX, Conditions, Order, file_of, read
 from subjectgen.train.dropout import kept
-from subjectgen.train.flux import train
+from subjectgen.train.flux import ADAMW, train
 from subjectgen.train.flux_phase import DROPOUTS, STAGES, FluxPhase, without_text
 from subjectgen.train.loop import Budget, Schedule, run
 
@@ -116,7 +116,14 @@ class TestWhole:
             def sheet(self):
                 return Image.new("RGB", (8, 8))
 
-        run(phase_of(conditions, kind=OneRow), tmp_path, Budget(steps=25), Schedule(rate=2e-2, warmup=3), **NEVER)
+        run(
+            phase_of(conditions, kind=OneRow),
+            tmp_path,
+            Budget(steps=25),
+            Schedule(rate=2e-2, warmup=3),
+            optimizer=ADAMW,
+            **NEVER,
+        )
         assert sum(losses[-3:]) < 0.7 * sum(losses[:3]), losses[::6]
 
 
@@ -140,7 +147,8 @@ class TestResume:
     def test_bit_exactly(self, conditions, tmp_path):
         def go(kind, out, **options):
             phase = phase_of(conditions, kind=kind, batch_size=2)
-            run(phase, out, Budget(steps=3), Schedule(rate=1e-2, warmup=2), accumulate=2, **NEVER, **options)
+            schedule = Schedule(rate=1e-2, warmup=2)
+            run(phase, out, Budget(steps=3), schedule, accumulate=2, optimizer=ADAMW, **NEVER, **options)
 
         go(Unpictured, tmp_path / "straight")
         with pytest.raises(KeyboardInterrupt, match=r"step 2 is saved"):

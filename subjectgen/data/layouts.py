@@ -79,7 +79,7 @@ def _uno(raw: Raw, folder: Path, view: int) -> Triple:
 
 def _good_uno(raw: Raw) -> bool:
     """The full score, as in the command of UNO's README that makes its training set."""
-    return raw["vlm_filter_cot"]["score_final"] == UNO_SCORE
+    return (raw.get("vlm_filter_cot") or {}).get("score_final") == UNO_SCORE
 
 
 def _uno_training(raw: Raw, folder: Path, view: int) -> Triple:

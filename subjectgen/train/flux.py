@@ -21,6 +21,7 @@ PHASES = ("precompute", "stage1", "stage2")
 STEPS = {"stage1": 25_000, "stage2": 10_000}  # the paper's
 RATE = 1e-4  # AdamW's usual one for LoRA on FLUX, as in the training examples of diffusers; the paper's is not known
 COOLDOWN = {"stage1": 0.1, "stage2": 0.4}  # share of the budget; stage 2 goes on from stage 1
+ADAMW = partial(Optimizers, muon=False)
 PATIENCE = timedelta(hours=2)  # of a process that has done its share of precompute, or waits for the leader's sheet
 CHECKPOINT_MINUTES = 30.0  # a checkpoint holds every trained weight four times
 
@@ -72,7 +73,7 @@ def train(
         schedule,
         resume=resume,
         accumulate=accumulate,
-        optimizer=partial(Optimizers, muon=False),
+        optimizer=ADAMW,
         checkpoint_minutes=CHECKPOINT_MINUTES,
         sheet_minutes=sheet_minutes,
     )

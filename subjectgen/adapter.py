@@ -18,7 +18,7 @@ from subjectgen.files import whole_file
 from subjectgen.lora import State, check_identity, identity_of, set_identity
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.pipeline import SubjectPipeline
-from subjectgen.weights import WeightsError, tensors_hash
+from subjectgen.weights import WeightsError, tensors_hash, whole
 
 FORMAT = "subjectgen.SubjectAdapter/1"
 FILE = "adapter.safetensors"
@@ -159,7 +159,7 @@ def _check_shapes(state: State, aggregator: DualLayerAggregator) -> None:
 
 
 def _copied(state: State) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    return {name: whole(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
 
 def _part(tensors: State, prefix: str) -> dict[str, Tensor]:

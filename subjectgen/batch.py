@@ -49,7 +49,7 @@ def identities(
         elif each.key not in tokens:
             for key, image in zip(each.key, each.images, strict=True):
                 if key not in latents:
-                    latents[key] = latents_from_pixels(vae, _pixels(image).to(device))[0]
+                    latents[key] = latents_from_pixels(vae, pixels_of(image).to(device))[0]
             tokens[each.key] = identity_tokens(denoiser, [latents[key] for key in each.key])
     return [tokens[each.key] for each in subjects]
 
@@ -75,5 +75,6 @@ def conditions(
     return of(resolved.prompts), [] if negatives is None else of(negatives)
 
 
-def _pixels(image: Image.Image) -> Float[Tensor, "1 channels h w"]:
+def pixels_of(image: Image.Image) -> Float[Tensor, "1 channels h w"]:
+    """A picture as pixels -1..1."""
     return rearrange(torch.from_numpy(np.array(image)), "h w c -> 1 c h w") / 127.5 - 1

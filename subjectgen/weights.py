@@ -127,6 +127,11 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one of which every process holds a part: then every process must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+
+
 def model_hash(components: Mapping[str, object]) -> str:
     """sha256 over the state hashes of a pipeline's networks (`pipe.components`): names one model for good."""
     digest = hashlib.sha256()

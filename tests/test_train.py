@@ -441,7 +441,7 @@ class TestTrain:
         monkeypatch.setattr("subjectgen.train.mini.seen_subjects", lambda *_: renderer)
         monkeypatch.setattr("subjectgen.train.mini.assemble", lambda out: put_together.append(out) or nn.Module())
         monkeypatch.setattr(nn.Module, "save_pretrained", lambda *_, **__: None, raising=False)
-        monkeypatch.setattr("subjectgen.train.mini.Workers", lambda device: SimpleNamespace(leads=leads))
+        monkeypatch.setattr("subjectgen.train.mini.Workers", lambda model: SimpleNamespace(leads=leads))
         train("stage2", begun, steps=1)
         assert put_together == [begun] * leads
 

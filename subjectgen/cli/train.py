@@ -1,11 +1,11 @@
-"""subjectgen train: a recipe's networks from nothing, phase by phase."""
+"""subjectgen train: what a recipe is made of, phase by phase."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-commands = typer.Typer(name="train", help="Train a model from nothing.", no_args_is_help=True)
+commands = typer.Typer(name="train", help="Train a model.", no_args_is_help=True)
 
 
 @commands.command()
@@ -37,4 +37,52 @@ def mini(
         cutouts=cutouts,
         batch_size=batch_size,
         compiled=compiled,
+    )
+
+
+@commands.command("flux-internvl3")
+def flux_internvl3(
+    phase: Annotated[str, typer.Option(help="precompute, stage1 or stage2, in this order.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="For precompute: a folder with a metadata.jsonl (references, prompt, target), UNO-1M's JSON file, or "
+            "a folder or repository of `datasets`, such as Yuanshi/Subjects200K."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder: conditions, checkpoints, samples.")] = Path("runs/flux"),
+    size: Annotated[int, typer.Option(min=16, help="For precompute: pixels of both sides of a target.")] = 512,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="For precompute: leave out what cannot be trained on.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many. The paper's if left out.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the stage's last checkpoint.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward, on each GPU.")] = 1,
+    accumulate: Annotated[int, typer.Option(min=1, help="Forwards a step, on each GPU.")] = 16,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = 1e-4,
+    sheet_minutes: Annotated[float, typer.Option(min=0, help="Minutes between sheets of held-out rows.")] = 30.0,
+) -> None:
+    """Train the paper's adapter: the aggregator and a LoRA of FLUX.1-dev, all else frozen.
+
+    With several GPUs: `accelerate launch -m subjectgen train flux-internvl3 ...`. Where one cannot hold all weights:
+    `accelerate launch --config_file examples/fsdp.yaml -m subjectgen train flux-internvl3 ...`.
+    """
+    from subjectgen.load import recipe
+    from subjectgen.train.flux import train as train_flux
+
+    train_flux(
+        recipe("flux-internvl3").untrained,
+        phase,
+        out,
+        data=data,
+        size=size,
+        skip_bad_rows=skip_bad_rows,
+        steps=steps,
+        minutes=minutes,
+        resume=resume,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        rate=rate,
+        sheet_minutes=sheet_minutes,
     )

@@ -11,25 +11,27 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from subjectgen.files import whole_file
-from subjectgen.train.optimizer import Optimizers
-from subjectgen.weights import WeightsError
+from subjectgen.train.optimizer import Optimizers, like
+from subjectgen.weights import WeightsError, whole
 
 NAME = "checkpoint.safetensors"
 REMEDY = "choose another --out, or delete the file to begin anew"
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel, state: dict[str, Any]
+    folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel, state: dict[str, Any], leads: bool = True
 ) -> None:
-    """Write all that a run needs to go on exactly where it stands."""
-    tensors = {
+    """Write all that a run needs to go on exactly where it stands: the process that leads does, of whole tensors."""
+    parts = {
         **{f"model.{name}": p for name, p in model.named_parameters()},
         **{f"ema.{i}": p for i, p in enumerate(ema.shadow_params)},
         **{f"optimizer.{name}": value for name, value in optimizers.tensors().items()},
     }
-    metadata = {"state": json.dumps(state), "ema_steps": str(ema.optimization_step)}
-    with whole_file(folder / NAME) as path:
-        save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    tensors = {name: copied(tensor, leads) for name, tensor in parts.items()}
+    if leads:
+        metadata = {"state": json.dumps(state), "ema_steps": str(ema.optimization_step)}
+        with whole_file(folder / NAME) as path:
+            save_file(tensors, path, metadata)
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel) -> dict[str, Any]:
@@ -38,12 +40,18 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers, ema:
     check(folder / NAME, part(tensors, "model."), model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
+            parameter.copy_(like(parameter, tensors[f"model.{name}"]))
         for i, shadow in enumerate(ema.shadow_params):
-            shadow.copy_(tensors[f"ema.{i}"])
+            shadow.copy_(like(shadow, tensors[f"ema.{i}"]))
     ema.optimization_step = int(metadata["ema_steps"])
     optimizers.load_tensors(part(tensors, "optimizer."))
     return json.loads(metadata["state"])
+
+
+def copied(tensor: Tensor, keep: bool) -> Tensor:
+    """A copy of the whole tensor on the CPU; empty if it is not to be kept."""
+    full = whole(tensor.detach())
+    return full.to("cpu", copy=True).contiguous() if keep else torch.empty(0)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

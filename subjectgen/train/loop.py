@@ -1,9 +1,10 @@
 """One training loop for every phase: budgets, checkpoints, EMA, losses as CSV, sheets of samples."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ from subjectgen.train.interruption import interruption
 from subjectgen.train.optimizer import Optimizers
 from subjectgen.train.parallel import Workers
 from subjectgen.train.report import report
+from subjectgen.weights import whole
 
 EMA_DECAY = 0.999
 CLIP = 1.0  # largest norm of the gradient
@@ -32,11 +34,6 @@ class Phase(Protocol):
     @property
     def model(self) -> nn.Module:
         """What is trained; all that it learns are parameters."""
-        ...
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        """The parts of the model that a loss calls: what `torch.compile` gets."""
         ...
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -104,56 +101,70 @@ def run(
     schedule: Schedule,
     *,
     resume: bool = False,
+    accumulate: int = 1,
+    optimizer: Callable[[nn.Module], Optimizers] = Optimizers,
     checkpoint_minutes: float = 3.0,
     sheet_minutes: float = 10.0,
 ) -> State:
     """Train a phase to the end of its budget, then write its EMA weights to `out/<phase>/export`.
 
+    accumulate: batches whose gradients are averaged into one step. Minutes are minutes of training.
+
     Raises KeyboardInterrupt after Ctrl-C, when the step under way is done and saved. Raises ValueError when the folder
     holds a run and `resume` is not set, or a gradient is not finite; WeightsError for a checkpoint that does not fit.
     """
     folder = out / phase.name
-    workers = Workers(next(phase.model.parameters()).device)
-    optimizers = Optimizers(phase.model)
+    workers = Workers(phase.model)
+    optimizers = optimizer(phase.model)
     ema = EMAModel(phase.model.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
     state = restore(folder, phase.model, optimizers, ema, resume)
     if workers.leads:
         remove_parts(folder)  # what a kill has left
 
     def save() -> None:
-        save_checkpoint(folder, phase.model, optimizers, ema, vars(state))
+        save_checkpoint(folder, phase.model, optimizers, ema, vars(state), workers.leads)
 
     def draw() -> None:
-        with_ema(ema, phase.model, lambda: save_sheet(phase, folder, state.step))
+        with_ema(ema, phase.model, lambda: save_sheet(phase, folder, state.step, workers.leads))
 
-    files = (every(checkpoint_minutes, save), every(sheet_minutes, draw)) if workers.leads else ()
-    pictures = phase.batch_size * workers.count
+    plans = ((checkpoint_minutes, save), (sheet_minutes, draw))
+    files = [every(minutes, act, state.seconds) for minutes, act in plans] if workers.acts else []
+    pictures = phase.batch_size * workers.count * accumulate
     with report(workers.leads, folder, phase.name, pictures, state.step) as tell, interruption() as interrupted:
         clock, stop = state.seconds, False
         while (progress := budget.progress(state.step, state.seconds)) < 1 and not stop:
             started = time.monotonic()
-            loss, figures = phase.loss(workers.batch(state.step))
-            loss.backward()
+            figures = gradients(phase, [workers.batch(state.step * accumulate + i) for i in range(accumulate)])
             state.seconds, stop = workers.agree(phase.model, clock, interrupted())
             figures |= update(phase.model, optimizers, ema, state.step, schedule.at(state.step, progress))
             clock += time.monotonic() - started
             state.step += 1
-            tell(progress, state.step, clock, {"loss": loss.item(), **figures})
+            tell(progress, state.step, clock, figures)
             for write in files:
-                write()
-    if workers.leads:
+                write(state.seconds)
+    if workers.acts:
         save()
         if not stop:
-            with_ema(ema, phase.model, lambda: finish(phase, folder, state.step))
+            with_ema(ema, phase.model, lambda: finish(phase, folder, state.step, workers.leads))
     workers.part()
     if stop:
         raise KeyboardInterrupt(f"step {state.step} is saved in {folder}; --resume goes on with it")
     return state
 
 
+def gradients(phase: Phase, batches: Sequence[int]) -> dict[str, float]:
+    """The gradients of the mean loss of batches; returns the means of the loss and of the figures to log."""
+    told = []
+    for batch in batches:
+        loss, figures = phase.loss(batch)
+        (loss / len(batches)).backward()
+        told.append({"loss": loss.item(), **figures})
+    return {name: sum(each[name] for each in told) / len(told) for name in told[0]}
+
+
 def update(model: nn.Module, optimizers: Optimizers, ema: EMAModel, step: int, rate: float) -> dict[str, float]:
     """One update from the gradients that are there. Raises ValueError before anything is spoilt."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), CLIP))
     if not torch.isfinite(norm):
         raise ValueError(
             f"the gradient of step {step} is {norm.item()}: expected a finite one. Resume from the last checkpoint "
@@ -184,27 +195,29 @@ def with_ema(ema: EMAModel, model: nn.Module, act: Callable[[], None]) -> None:
         ema.restore(model.parameters())
 
 
-def finish(phase: Phase, folder: Path, step: int) -> None:
-    """The last sheet and the component."""
-    save_sheet(phase, folder, step)
-    with whole_folder(folder / "export") as export:
-        phase.export(export)
+def finish(phase: Phase, folder: Path, step: int, leads: bool) -> None:
+    """The last sheet and the component; a process that does not lead only helps to make them."""
+    save_sheet(phase, folder, step, leads)
+    with whole_folder(folder / "export") if leads else TemporaryDirectory() as export:
+        phase.export(Path(export))
 
 
-def save_sheet(phase: Phase, folder: Path, step: int) -> None:
+def save_sheet(phase: Phase, folder: Path, step: int, leads: bool) -> None:
     """Write samples as a picture."""
-    with whole_file(folder / f"sheet-{step:07d}.png") as path:
-        phase.sheet().save(path, format="PNG")
+    sheet = phase.sheet()
+    if leads:
+        with whole_file(folder / f"sheet-{step:07d}.png") as path:
+            sheet.save(path, format="PNG")
 
 
-def every(minutes: float, act: Callable[[], None]) -> Callable[[], None]:
-    """Call `act` at most once in so many minutes."""
-    last = time.monotonic()
+def every(minutes: float, act: Callable[[], None], start: float) -> Callable[[float], None]:
+    """Call `act` at most once in so many minutes of a clock that says `start`, in seconds, now."""
+    last = start
 
-    def maybe() -> None:
+    def maybe(clock: float) -> None:
         nonlocal last
-        if time.monotonic() - last >= minutes * 60:
+        if clock - last >= minutes * 60:
             act()
-            last = time.monotonic()
+            last = clock
 
     return maybe

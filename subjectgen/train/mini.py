@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from torch import nn
 from transformers import InternVLForConditionalGeneration
 
 from subjectgen.data.render import Renderer
@@ -28,6 +30,15 @@ SCHEDULES = {
 }
 BATCH_SIZES = {"vae": 8, "mllm": 16, "stage1": 16, "stage2": 16}
 SETTINGS = {"conditions": "cached", "stages": "faithful", "num_inference_steps": 20, "license": "apache-2.0"}
+
+
+class MiniPhase(Phase, Protocol):
+    """A phase whose networks may be compiled."""
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The parts of the model that a loss calls: what `torch.compile` gets."""
+        ...
 
 
 def train(
@@ -54,7 +65,7 @@ def train(
     check_before(phase, out)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     trained = builder(phase, out)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
-    leads = Workers(device).leads  # one process of those that train together writes
+    leads = Workers(trained.model).leads  # one process of those that train together writes
     for network in trained.networks if compiled else ():
         network.compile(dynamic=False)
     run(trained, out, Budget(steps=steps, minutes=minutes), SCHEDULES[phase], resume=resume)
@@ -74,7 +85,7 @@ def seen_subjects(cutouts: Path | None, device: torch.device) -> Renderer:
     return Renderer(subjects, device)
 
 
-def builder(phase: str, out: Path) -> Callable[[Renderer, int, int], Phase]:
+def builder(phase: str, out: Path) -> Callable[[Renderer, int, int], MiniPhase]:
     """How a phase is made."""
     if phase == "vae":
         return lambda renderer, size, seed: VaePhase(renderer, batch_size=size, seed=seed)

@@ -8,16 +8,19 @@ BETAS = (0.9, 0.98)
 
 
 class Optimizers:
-    """Muon (torch.optim, rms matched to AdamW so that one rate serves both) for hidden matrices, AdamW for the rest."""
+    """Muon (torch.optim, rms matched to AdamW so that one rate serves both) for hidden matrices, AdamW for the rest.
 
-    def __init__(self, model: nn.Module):
-        matrices = [p for name, p in model.named_parameters() if p.requires_grad and is_hidden_matrix(name, p)]
+    Without `muon`, AdamW for all.
+    """
+
+    def __init__(self, model: nn.Module, *, muon: bool = True):
+        learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in learned if muon and is_hidden_matrix(name, p)]
         chosen = {id(p) for p in matrices}
-        others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+        others = [p for _, p in learned if id(p) not in chosen]
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            muon = torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
-            self.parts.append(muon)
+            self.parts.append(torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"))
         if others:
             self.parts.append(torch.optim.AdamW(others, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True))
 
@@ -42,11 +45,21 @@ class Optimizers:
         """Undo `tensors`."""
         for i, part in enumerate(self.parts):
             state: dict[int, dict[str, Tensor]] = {}
+            parameters = [p for group in part.param_groups for p in group["params"]]
             for name, value in tensors.items():
                 number, index, entry = name.split(".", 2)
                 if int(number) == i:
-                    state.setdefault(int(index), {})[entry] = value
+                    state.setdefault(int(index), {})[entry] = like(parameters[int(index)], value)
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor, sharded as the parameter is that it belongs to; as it is where there is nothing to shard."""
+    if not hasattr(parameter, "full_tensor") or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -1,6 +1,5 @@
 """Phases 3 and 4: aggregator and DiT learn the method, first under the MLLM alone, then under MLLM and VAE."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from subjectgen.models.dit.kept import KeyValues, joined
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.models.mllm.processor import SubjectProcessor
 from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
+from subjectgen.train.dropout import Dropout, kept
 
 WIDTH = 256
 GRID = (SIDE // 16, SIDE // 16)  # rows and columns of tokens, of a picture and of a reference
@@ -32,15 +32,6 @@ SHIFT = 2.5  # of the sigmas drawn: the ground is decided at high noise
 SUBJECT_WEIGHT = 3.0  # how much more the error inside the subjects' boxes counts
 PAD_TO = 16  # tokens; few lengths, few compilations
 SHEET_STEPS = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropout:
-    """Shares of pictures whose conditions are dropped, so that every stage of sampling has been seen."""
-
-    semantic: float = 0.0  # identity tokens alone
-    identity: float = 0.0  # semantic tokens alone
-    both: float = 0.0
 
 
 STAGES = {"stage1": Dropout(both=0.05, identity=0.95), "stage2": Dropout(semantic=0.1, identity=0.1, both=0.05)}
@@ -205,12 +196,7 @@ def kept_conditions(
     name: str, size: int, random: torch.Generator
 ) -> tuple[Bool[Tensor, " size"], Bool[Tensor, " size"]]:
     """Which pictures keep their semantic and their identity tokens."""
-    drop = STAGES[name]
-    draw = torch.rand(size, generator=random, device=random.device)
-    lone_semantic = (draw >= drop.both) & (draw < drop.both + drop.identity)
-    lone_identity = (draw >= drop.both + drop.identity) & (draw < drop.both + drop.identity + drop.semantic)
-    none = draw < drop.both
-    return ~(none | lone_identity), ~(none | lone_semantic)
+    return kept(STAGES[name], size, random)
 
 
 def shifted(uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -37,6 +37,15 @@ HERE = Path(__file__).parent
 LINES = 20
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums are in the order of the processes that are compared with, which have one thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return triples_folder(tmp_path_factory.mktemp("triples"), LINES)

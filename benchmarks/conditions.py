@@ -215,8 +215,8 @@ def best(costs: list[Cost]) -> Cost:
 
 def comparison_table(rows: dict[tuple[str, int], Row], base: SubjectPipeline, steps: int) -> Table:
     """Both kinds of conditions, number of references by number of references."""
-    side = base.config["image_size"]
-    table = Table(title=f"{TOGETHER} of {side} x {side} px, {steps} steps, {base.device}, {torch.get_num_threads()} threads")
+    side, threads = base.config["image_size"], torch.get_num_threads()
+    table = Table(title=f"{TOGETHER} of {side} x {side} px, {steps} steps, {base.device}, {threads} threads")
     for heading in (
         "references",
         "conditions",

@@ -15,7 +15,7 @@ test: .venv/.installed-test
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .
 
-types: .venv/.installed-lint
+types: .venv/.installed-lint .venv/.installed-test
 	$(BIN)/pyright
 
 bench: .venv/.installed

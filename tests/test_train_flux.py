@@ -429,11 +429,12 @@ def test_two_processes_are_one(begun, tmp_path, run_folder, data):
 def test_two_processes_that_share_the_weights_are_one(begun, tmp_path, run_folder, data):
     """FSDP of a bfloat16 base and float32 weights that learn, interrupted after the first of two steps, and resumed.
 
-    Products are bfloat16: a sum in another order can make them round the other way.
+    Products are bfloat16: a sum in another order can make them round the other way, and AdamW begins with the signs
+    of gradients, of which those near 0 may flip. With other batches hardly any number would be equal.
     """
     assert "step 1 is saved" in launched(run_folder, data, "stop", sharded=True)
     assert launched(run_folder, data, "resume", sharded=True).count("weights are DTensor") == 2
-    assert close_share(alone(begun, tmp_path / "alone", bfloat16_pipeline), run_folder) > 0.999
+    assert close_share(alone(begun, tmp_path / "alone", bfloat16_pipeline), run_folder) > 0.99
 
 
 class TestRefused:

@@ -5,7 +5,7 @@ prompt, and those of the prompt every step. diffusers keeps them for one call an
 subject and to the call, whatever stands in the batch beside them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +15,7 @@ from einops import rearrange
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
-from subjectgen.models.dit.kept import KeyValues, StackedKeyValues
-from subjectgen.models.dit.processor import Heads
+from subjectgen.models.dit.processor import AttentionCall, BlockProcessor, Heads
 
 Keys = Float[Tensor, "batch keys heads dim"]  # and values: of the tokens at hand and of what is kept
 KeyValue = tuple[Float[Tensor, "batch _ heads dim"], Float[Tensor, "batch _ heads dim"]]
@@ -25,47 +24,18 @@ Turn = Complex[Tensor, "#batch #tokens half"]  # one for all samples or tokens, 
 
 
 @dataclass(kw_only=True)
-class PrefixCall:
-    """What the blocks of one forward write down and append; passes for diffusers' `kv_cache` and lives as long."""
+class PrefixCall(AttentionCall):
+    """An AttentionCall that passes for diffusers' `kv_cache`: every block gets the whole of it."""
 
     turn: Turn  # moves the rotary positions, which the net counts from 0, behind what is kept
-    kept: KeyValues | StackedKeyValues | None = None
-    bias: Float[Tensor, "batch keys"] | None = None  # added to the attention logits; None = nothing
-    written: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def get_layer(self, index: int) -> "BlockCall":
-        """The share of one block."""
-        return BlockCall(self, index)
-
-    def key_values(self) -> KeyValues:
-        """Everything written, in the order of the blocks."""
-        blocks = [self.written[index] for index in sorted(self.written)]
-        return KeyValues(keys=tuple(key for key, _ in blocks), values=tuple(value for _, value in blocks))
+    def get_layer(self, _index: int) -> "PrefixCall":
+        """What diffusers asks of a cache; a processor knows its block by itself."""
+        return self
 
 
-@dataclass(frozen=True)
-class BlockCall:
-    """A PrefixCall as one block sees it."""
-
-    call: PrefixCall
-    index: int
-
-    def kept(self, slot: Tensor) -> KeyValue | None:
-        """Keys and values kept for this block."""
-        kept = self.call.kept
-        if isinstance(kept, StackedKeyValues):
-            return kept.at(slot)
-        return None if kept is None else (kept.keys[self.index], kept.values[self.index])
-
-
-class PrefixProcessor:
-    """Attention of Qwen-Image 2.1 after kept keys and values; without a PrefixCall it computes what diffusers does."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, index: int):
-        self.slot = torch.tensor([index])  # of the block it serves, on the device of the transformer
+class PrefixProcessor(BlockProcessor):
+    """Attention of Qwen-Image 2.1 after kept keys and values; only for forwards that come with a PrefixCall."""
 
     def __call__(
         self,
@@ -73,28 +43,24 @@ class PrefixProcessor:
         hidden_states: Float[Tensor, "batch tokens width"],
         attention_mask: Bool[Tensor, "batch 1 1 keys"] | None = None,
         rotary_emb: Complex[Tensor, "tokens half"] | None = None,
-        layer_cache: BlockCall | None = None,
+        layer_cache: PrefixCall | None = None,
         kv_cache_mode: str | None = None,
         cache_write_slice: slice | None = None,
         segments: list[Segment] | None = None,
         key_valid: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         assert layer_cache is not None and rotary_emb is not None
-        query, key, value = _projected(attn, hidden_states, rotary_emb, layer_cache.call.turn)
+        query, key, value = _projected(attn, hidden_states, rotary_emb, layer_cache.turn)
         if cache_write_slice is not None:
-            layer_cache.call.written[layer_cache.index] = key[:, cache_write_slice], value[:, cache_write_slice]
-        kept = layer_cache.kept(self.slot)
+            layer_cache.written[self.index] = key[:, cache_write_slice], value[:, cache_write_slice]
+        kept = None if layer_cache.kept is None else self._kept(layer_cache.kept)
         if segments is None:
-            bias = layer_cache.call.bias
+            bias = layer_cache.bias
             mask = None if bias is None else bias[:, None, None].to(query.dtype)
             mixed = self._attend(query, *_joined((key, value), kept), mask)
         else:
             mixed = self._attend_in_turn(query, *_joined(kept, (key, value)), segments)
         return attn.to_out[1](attn.to_out[0](mixed.flatten(2, 3)))
-
-    def to(self, device: torch.device) -> None:
-        if self.slot.device != device:
-            self.slot = self.slot.to(device)
 
     def _attend_in_turn(self, query: Heads, key: Keys, value: Keys, segments: list[Segment]) -> Heads:
         """Each segment sees what is before it and itself; text sees no later word of its own."""

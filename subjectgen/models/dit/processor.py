@@ -31,11 +31,8 @@ class AttentionCall:
         return KeyValues(keys=tuple(key for key, _ in blocks), values=tuple(value for _, value in blocks))
 
 
-class ConditionProcessor:
-    """Flux attention that can keep its keys (before rotation) and values, and append kept ones (rotated).
-
-    Without an `AttentionCall` it computes what diffusers' own processor computes.
-    """
+class BlockProcessor:
+    """What the processors of all families share: their block, what is kept for it, and the backend that was set."""
 
     _attention_backend = None
     _parallel_config = None
@@ -43,6 +40,22 @@ class ConditionProcessor:
     def __init__(self, index: int):
         self.index = index  # of the attention block it serves
         self.slot = torch.tensor([index])  # the same, on the device of the transformer
+
+    def to(self, device: torch.device) -> None:
+        if self.slot.device != device:
+            self.slot = self.slot.to(device)
+
+    def _kept(self, kept: KeyValues | StackedKeyValues) -> tuple[Heads, Heads]:
+        if isinstance(kept, StackedKeyValues):
+            return kept.at(self.slot)
+        return kept.keys[self.index], kept.values[self.index]
+
+
+class ConditionProcessor(BlockProcessor):
+    """Flux attention that can keep its keys (before rotation) and values, and append kept ones (rotated).
+
+    Without an `AttentionCall` it computes what diffusers' own processor computes.
+    """
 
     def __call__(
         self,
@@ -71,15 +84,6 @@ class ConditionProcessor:
             parallel_config=self._parallel_config,
         )
         return _output(attn, mixed.flatten(2, 3).to(query.dtype), encoder_hidden_states)
-
-    def to(self, device: torch.device) -> None:
-        if self.slot.device != device:
-            self.slot = self.slot.to(device)
-
-    def _kept(self, kept: KeyValues | StackedKeyValues) -> tuple[Heads, Heads]:
-        if isinstance(kept, StackedKeyValues):
-            return kept.at(self.slot)
-        return kept.keys[self.index], kept.values[self.index]
 
 
 def install(transformer: Any, kind: type) -> list[Any]:

@@ -171,6 +171,13 @@ class TestLoop:
             train_sines(straight[0])
         assert same(saved(straight[0]), before)
 
+    def test_steps_of_another_size_are_another_run(self, tmp_path):
+        train_sines(tmp_path, steps=3)
+        before = saved(tmp_path)
+        with pytest.raises(ValueError, match=r"with (\d+) pictures a step, this is (\d+): .*--accumulate"):
+            train_sines(tmp_path, steps=6, resume=True, accumulate=2)
+        assert same(saved(tmp_path), before)
+
     def test_a_larger_budget_goes_on(self, tmp_path):
         train_sines(tmp_path, steps=5)
         assert len(train_sines(tmp_path, steps=8, resume=True).losses) == 3

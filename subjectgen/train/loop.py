@@ -90,6 +90,7 @@ class Schedule:
 class State:
     """Where a run stands; the checkpoint holds it whole. The step is also the data's position."""
 
+    pictures: int  # a step, of all processes together
     step: int = 0
     seconds: float = 0.0  # spent in steps, by the leader's clock
 
@@ -111,13 +112,15 @@ def run(
     accumulate: batches whose gradients are averaged into one step. Minutes are minutes of training.
 
     Raises KeyboardInterrupt after Ctrl-C, when the step under way is done and saved. Raises ValueError when the folder
-    holds a run and `resume` is not set, or a gradient is not finite; WeightsError for a checkpoint that does not fit.
+    holds a run and `resume` is not set, or one with steps of another size, or a gradient is not finite; WeightsError
+    for a checkpoint that does not fit.
     """
     folder = out / phase.name
     workers = Workers(phase.model)
     optimizers = optimizer(phase.model)
     ema = EMAModel(phase.model.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
-    state = restore(folder, phase.model, optimizers, ema, resume)
+    pictures = phase.batch_size * workers.count * accumulate
+    state = restore(folder, phase.model, optimizers, ema, resume, pictures)
     if workers.leads:
         remove_parts(folder)  # what a kill has left
 
@@ -129,7 +132,6 @@ def run(
 
     plans = ((checkpoint_minutes, save), (sheet_minutes, draw))
     files = [every(minutes, act, state.seconds) for minutes, act in plans] if workers.acts else []
-    pictures = phase.batch_size * workers.count * accumulate
     with report(workers.leads, folder, phase.name, pictures, state.step) as tell, interruption() as interrupted:
         clock, stop = state.seconds, False
         while (progress := budget.progress(state.step, state.seconds)) < 1 and not stop:
@@ -167,21 +169,29 @@ def update(model: nn.Module, optimizers: Optimizers, ema: EMAModel, step: int, r
     norm = whole(nn.utils.clip_grad_norm_(model.parameters(), CLIP))
     if not torch.isfinite(norm):
         raise ValueError(
-            f"the gradient of step {step} is {norm.item()}: expected a finite one. Resume from the last checkpoint "
-            "with another batch size or a lower rate"
+            f"the gradient of step {step} is {norm.item()}: expected a finite one. Resume from the last checkpoint; "
+            "if it comes again, begin anew with a larger batch or a lower rate"
         )
     optimizers.step(rate)
     ema.step(model.parameters())
     return {"rate": rate, "gradient": norm.item()}
 
 
-def restore(folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel, resume: bool) -> State:
-    """The state of the checkpoint when resuming, else a new one."""
+def restore(
+    folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel, resume: bool, pictures: int
+) -> State:
+    """The state of the checkpoint when resuming, else a new one; with other steps it would be another run."""
     present = (folder / NAME).exists()
     if present and not resume:
         raise ValueError(f"{folder} holds a run: pass --resume to go on with it, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    return State(**load_checkpoint(folder, model, optimizers, ema)) if present else State()
+    state = State(**load_checkpoint(folder, model, optimizers, ema)) if present else State(pictures=pictures)
+    if state.pictures != pictures:
+        raise ValueError(
+            f"{folder} was trained with {state.pictures} pictures a step, this is {pictures}: expected as many. Give "
+            "the same product of --batch-size, --accumulate and processes, or choose another --out"
+        )
+    return state
 
 
 def with_ema(ema: EMAModel, model: nn.Module, act: Callable[[], None]) -> None:

@@ -14,14 +14,14 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
+from subjectgen.backbones import reader_of
 from subjectgen.batch import pixels_of
 from subjectgen.data.triples import Rows, check, listed
 from subjectgen.files import remove_parts
-from subjectgen.images import check_size, load_image
-from subjectgen.models.mllm.internvl import InternVLReader
+from subjectgen.images import load_image
 from subjectgen.models.vae import latents_from_pixels
 from subjectgen.pipeline import SubjectPipeline
-from subjectgen.request import References, read_images
+from subjectgen.request import References, check_size, read_images
 from subjectgen.train.conditions import INDEX, Example, file_of, key_in, write, write_index
 from subjectgen.types import HiddenStates
 
@@ -59,7 +59,7 @@ class Encoder:
         self.has_room = False  # on the disk, as the first row written tells
         self.limits, self.size, self.device = pipe.limits, size, device
         self.vae = pipe.vae.to(device)
-        self.reader = InternVLReader(pipe.mllm.to(device), pipe.processor, device=device)
+        self.reader = reader_of(pipe.mllm.to(device), pipe.processor, device)
 
     def keep(self, rows: Rows, row: int, folder: Path, num_rows: int) -> int:
         """Write a row's file unless it is there; returns its number of references."""

@@ -13,44 +13,27 @@ from torch import Tensor
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from subjectgen.models.mllm.cache import cache_of, kept_in, last_layer_output
+from subjectgen.models.mllm.reader import MllmReader
 from subjectgen.models.mllm.template import Frame, TokenLayout, cut, probed, prompt_tokens
 from subjectgen.types import HiddenStates, ReferencePrefix
 
-MAX_PROMPT_TOKENS = 512  # what the DiT is ready to pay for; the positions of the MLLM may allow less
 
-
-class InternVLReader:
-    """Reads references and prompts with an InternVL; holds no weights of its own.
+class InternVLReader(MllmReader):
+    """Reads references and prompts with an InternVL.
 
     `processor` is a SubjectProcessor or the released InternVLProcessor; its chat template is the only one.
-    `device` is where the MLLM computes, if that is not where its weights rest (offloading).
     """
 
-    def __init__(
-        self,
-        mllm: InternVLForConditionalGeneration,
-        processor: Any,
-        max_prompt_tokens: int = MAX_PROMPT_TOKENS,
-        device: torch.device | None = None,
-    ):
-        self.mllm = mllm
-        self.processor = processor
-        self.max_prompt_tokens = max_prompt_tokens
-        self.device = mllm.device if device is None else device
+    max_prompt_tokens = 512
+
+    def __init__(self, mllm: InternVLForConditionalGeneration, processor: Any, **options: Any):
+        super().__init__(mllm, processor, **options)
         self._frames: dict[int, Frame] = {}
 
     @property
     def num_layers(self) -> int:
         """Hidden states per token: the embedding and one per decoder layer."""
-        return self._text_config.num_hidden_layers + 1
-
-    @property
-    def width(self) -> int:
-        return self._text_config.hidden_size
-
-    @property
-    def _text_config(self) -> Any:
-        return self.mllm.config.get_text_config()
+        return self.text_config.num_hidden_layers + 1
 
     @torch.no_grad()
     def read_references(self, images: Sequence[Image]) -> ReferencePrefix:
@@ -135,7 +118,7 @@ class InternVLReader:
 
     def _available(self, frame: Frame, num_references: int) -> int:
         """Positions that are left after the references."""
-        used, positions = len(frame.prefix_ids), self._text_config.max_position_embeddings
+        used, positions = len(frame.prefix_ids), self.text_config.max_position_embeddings
         if used >= positions:
             raise ValueError(
                 f"{num_references} references take {used} tokens and the MLLM has {positions} positions: "

@@ -6,16 +6,16 @@ places where the references' latents go.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache, Qwen3VLForConditionalGeneration
+from transformers import DynamicCache
 
 from subjectgen.images import on_white
 from subjectgen.models.mllm.cache import cache_of, kept_in, last_layer_output
+from subjectgen.models.mllm.reader import MllmReader
 from subjectgen.models.mllm.template import Frame, cut, prompt_tokens, token_ids
 from subjectgen.types import HiddenStates, ReferencePrefix
 
@@ -24,33 +24,14 @@ USER, ANSWER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 REFERENCE = "<image{number}><|vision_start|>{slots}<|vision_end|>"
 SLOT = "<|image_pad|>"
 NOTHING = " "  # what is read of an empty prompt: there is no token to begin with
-MAX_PROMPT_TOKENS = 2048  # what the DiT is ready to pay for
 TOKENS_PER_SLOT = 4  # of the DiT, for one image token of the MLLM
 
 
-class Qwen3VLReader:
-    """Reads references and prompts with a Qwen3-VL; holds no weights of its own.
-
-    `device` is where the MLLM computes, if that is not where its weights rest (offloading).
-    """
+class Qwen3VLReader(MllmReader):
+    """Reads references and prompts with a Qwen3-VL."""
 
     num_layers = 1  # hidden states per token that are kept: those of the last layer
-
-    def __init__(
-        self,
-        mllm: Qwen3VLForConditionalGeneration,
-        processor: Any,
-        max_prompt_tokens: int = MAX_PROMPT_TOKENS,
-        device: torch.device | None = None,
-    ):
-        self.mllm = mllm
-        self.processor = processor
-        self.max_prompt_tokens = max_prompt_tokens
-        self.device = mllm.device if device is None else device
-
-    @property
-    def width(self) -> int:
-        return self.mllm.config.get_text_config().hidden_size
+    max_prompt_tokens = 2048
 
     @torch.no_grad()
     def read_references(self, images: Sequence[Image.Image]) -> ReferencePrefix:
@@ -105,7 +86,7 @@ class Qwen3VLReader:
         """Everything behind the references: the prompt, and the start of an answer."""
         tokenizer, frame = self.processor.tokenizer, self._frame([1] * num_references)
         answer = token_ids(tokenizer, frame.tail)
-        available = self.mllm.config.get_text_config().max_position_embeddings - used - len(answer)
+        available = self.text_config.max_position_embeddings - used - len(answer)
         ids, positions = prompt_tokens(tokenizer, prompt or NOTHING, frame, available, self.max_prompt_tokens)
         return torch.cat([torch.tensor(ids[: positions[-1] + 1], dtype=torch.long), answer])
 

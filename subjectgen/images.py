@@ -54,75 +54,7 @@ def _loaded(value: Any) -> Image.Image:
         return _from_array(value)
     if isinstance(value, Tensor):
         return _from_tensor(value)
-    raise ValueError(f"{_shown(value)} is not an image: expected {EXPECTED}.{_remedy(value)}")
-
-
-def subject_lists(subject_images: Any, num_prompts: int) -> list[list[Any]]:
-    """One subject, a list of subjects for every prompt, or a list per prompt => one list per prompt.
-
-    The entries themselves are passed through untouched. `None` and `[]` mean text only.
-    """
-    if subject_images is None:
-        return [[] for _ in range(num_prompts)]
-    if not isinstance(subject_images, (list, tuple)):
-        _refuse_collection(subject_images)
-        return [[subject_images] for _ in range(num_prompts)]
-    nested = [entry is None or isinstance(entry, (list, tuple)) for entry in subject_images]
-    if not any(nested):
-        for entry in subject_images:
-            _refuse_collection(entry)
-        return [list(subject_images) for _ in range(num_prompts)]
-    if not all(nested):
-        raise ValueError(
-            f"subject_images mixes images and lists (entry {nested.index(False) + 1} of {len(nested)} is "
-            f"{_shown(subject_images[nested.index(False)])}): expected one list of images, or one list per prompt. "
-            "Put each prompt's images in a list of their own, `[]` for a prompt without any."
-        )
-    return _one_list_per_prompt(subject_images, num_prompts)
-
-
-def check_size(height: Any, width: Any, multiple: int) -> None:
-    """Raise ValueError, naming the nearest two sizes, unless both sides are positive multiples of `multiple` pixels."""
-    for name, side in (("height", height), ("width", width)):
-        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
-            raise ValueError(f"{name}={side!r} is not a size: expected a whole number of pixels, e.g. {8 * multiple}.")
-    if height % multiple == 0 and width % multiple == 0:
-        return
-    (low_width, high_width), (low_height, high_height) = _nearest(width, multiple), _nearest(height, multiple)
-    raise ValueError(
-        f"size {width}x{height} (width x height) does not fit this model: both sides must be multiples of {multiple}. "
-        f"The nearest sizes are {low_width}x{low_height} and {high_width}x{high_height}."
-    )
-
-
-def _nearest(side: int, multiple: int) -> tuple[int, int]:
-    below = max(side // multiple, 1) * multiple
-    return (below, below) if side == below else (below, below + multiple)
-
-
-def _one_list_per_prompt(lists: list[Any] | tuple[Any, ...], num_prompts: int) -> list[list[Any]]:
-    if len(lists) != num_prompts:
-        raise ValueError(
-            f"subject_images holds {len(lists)} lists for {num_prompts} prompt(s): expected one list per prompt. "
-            "For the same subjects with every prompt pass one flat list."
-        )
-    for entries in lists:
-        for entry in entries or ():
-            if isinstance(entry, (list, tuple)):
-                raise ValueError("subject_images is nested three deep: expected a list of lists of images at most.")
-            _refuse_collection(entry)
-    return [list(entries or ()) for entries in lists]
-
-
-def _refuse_collection(value: Any) -> None:
-    """Refuse what holds several images but is not a list: its order or its meaning would be a guess."""
-    if isinstance(value, (dict, set, frozenset)) or (hasattr(value, "__next__") and hasattr(value, "__iter__")):
-        raise ValueError(f"subject_images holds {_shown(value)}: expected {EXPECTED}, or a list of them.")
-    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 4:
-        raise ValueError(
-            f"{_shown(value)} is a batch: expected one image per entry. Pass list(images) for several subjects, "
-            "images[0] for one."
-        )
+    raise ValueError(f"{shown(value)} is not an image: expected {EXPECTED}.{_remedy(value)}")
 
 
 def _from_path(value: str | Path) -> Image.Image:
@@ -130,7 +62,7 @@ def _from_path(value: str | Path) -> Image.Image:
         "data:"
     ):
         raise ValueError(
-            f"{_shown(value)} is a URL: expected a file on this machine. Download it first and pass its path."
+            f"{shown(value)} is a URL: expected a file on this machine. Download it first and pass its path."
         )
     path, name = Path(value).expanduser(), _named(value)
     if not path.exists():
@@ -233,7 +165,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _from_tensor(tensor: Tensor) -> Image.Image:
-    name = _shown(tensor)
+    name = shown(tensor)
     if tensor.ndim not in {2, 3} or (tensor.ndim == 3 and tensor.shape[0] not in {1, 3, 4}):
         remedy = " Use tensor.permute(2, 0, 1)." if tensor.ndim == 3 and tensor.shape[-1] in {1, 3, 4} else ""
         remedy = " Pass list(tensor) for several images, tensor[0] for one." if tensor.ndim == 4 else remedy
@@ -247,7 +179,7 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
 
 
 def _from_array(array: np.ndarray, name: str | None = None) -> Image.Image:
-    name = name or _shown(array)
+    name = name or shown(array)
     if array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[-1] not in {1, 3, 4}):
         remedy = " Use array.transpose(1, 2, 0)." if array.ndim == 3 and array.shape[0] in {1, 3, 4} else ""
         remedy = " Pass list(array) for several images, array[0] for one." if array.ndim == 4 else remedy
@@ -291,10 +223,10 @@ def _corrupt(name: str, error: Exception) -> str:
 def _named(value: Any) -> str:
     if isinstance(value, (str, Path)):
         return f"image file '{Path(value).expanduser()}'"
-    return "the PIL image" if isinstance(value, Image.Image) else _shown(value)
+    return "the PIL image" if isinstance(value, Image.Image) else shown(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A short way to name a value in an error."""
     if isinstance(value, (np.ndarray, Tensor)):
         kind = "numpy array" if isinstance(value, np.ndarray) else "torch tensor"

@@ -24,7 +24,6 @@ from subjectgen.generate.guide import guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
 from subjectgen.generate.stages import resolve_stages
 from subjectgen.generate.to_image import Pictures, to_image
-from subjectgen.images import subject_lists
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
@@ -38,6 +37,7 @@ from subjectgen.request import (
     resolve,
 )
 from subjectgen.strict import check_complete
+from subjectgen.subject_lists import subject_lists
 from subjectgen.types import Condition
 from subjectgen.weights import verify
 

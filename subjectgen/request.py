@@ -7,6 +7,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -16,7 +17,8 @@ from subjectgen.embeds import SubjectEmbeds
 from subjectgen.generate.guide import Guidance
 from subjectgen.generate.stages import Stage, resolve_stages
 from subjectgen.generate.to_image import OutputType
-from subjectgen.images import check_size, load_image, subject_lists
+from subjectgen.images import load_image
+from subjectgen.subject_lists import subject_lists
 
 
 @dataclass(frozen=True)
@@ -264,3 +266,22 @@ def _generators(generator: Any, num_pictures: int) -> list[torch.Generator]:
     if len(generator) != num_pictures:
         raise ValueError(f"{len(generator)} generators for {num_pictures} pictures: expected one, or one per picture")
     return list(generator)
+
+
+def check_size(height: Any, width: Any, multiple: int) -> None:
+    """Raise ValueError, naming the nearest two sizes, unless both sides are positive multiples of `multiple` pixels."""
+    for name, side in (("height", height), ("width", width)):
+        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
+            raise ValueError(f"{name}={side!r} is not a size: expected a whole number of pixels, e.g. {8 * multiple}.")
+    if height % multiple == 0 and width % multiple == 0:
+        return
+    (low_width, high_width), (low_height, high_height) = _nearest(width, multiple), _nearest(height, multiple)
+    raise ValueError(
+        f"size {width}x{height} (width x height) does not fit this model: both sides must be multiples of {multiple}. "
+        f"The nearest sizes are {low_width}x{low_height} and {high_width}x{high_height}."
+    )
+
+
+def _nearest(side: int, multiple: int) -> tuple[int, int]:
+    below = max(side // multiple, 1) * multiple
+    return (below, below) if side == below else (below, below + multiple)

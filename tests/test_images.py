@@ -13,7 +13,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 from skimage.color import lab2rgb
 
 from subjectgen import images
-from subjectgen.images import check_size, load_image, subject_lists
+from subjectgen.images import load_image
+from subjectgen.request import check_size
+from subjectgen.subject_lists import subject_lists
 
 RAMP = np.arange(12 * 10 * 3, dtype=np.uint8).reshape(12, 10, 3)  # non-square, every value different
 

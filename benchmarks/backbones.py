@@ -16,23 +16,19 @@ from typing import Annotated, Any
 import torch
 import typer
 from both_sides import BothSides, Case, Flux, Qwen
-from operations import reading_operations, step_operations
+from operations import PRESETS, STEPS, Kind, count_table, header, line, passes, stage_steps, step_operations, written
 from torch import nn
 
-from subjectgen.generate.guide import Guidance, plan
-from subjectgen.generate.sample import schedule
-from subjectgen.generate.stages import STAGE_PRESETS, Stage, resolve_stages, split_steps
+from subjectgen.generate.guide import Guidance
+from subjectgen.generate.stages import STAGE_PRESETS, Stage, resolve_stages
 from subjectgen.load import recipe
 
 SIDES: dict[str, type[Flux] | type[Qwen]] = {"flux": Flux, "qwen": Qwen}
-STEPS = 28  # of an image
-PRESETS = ("faithful", "paper")
 ROWS = "0 1x512 2x512 4x512 1x1024 2x1024 4x1024"
 AT = "2x1024"  # where the goals are
 GOALS = (("joint", "paper", "true CFG", 1.6), ("joint", "paper", "embedded", 1.1), ("cached", "faithful", None, 2.5))
 NOISE, SHARE = 0.98, 0.60  # as fast as diffusers, but for what times vary; of the device's matrix rate
 TINY = {512: 32, 1024: 64}  # pixels
-Kind = tuple[float, float]  # weights of the semantic and the identity tokens in a stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +49,8 @@ def main(
     compiled: Annotated[bool, typer.Option("--compile", help="The repeated blocks, on both sides.")] = False,
     count: Annotated[bool, typer.Option("--count", help="Operations instead of seconds, without a GPU.")] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Toy sizes, to try this out.")] = False,
-    rounds: Annotated[int, typer.Option(min=1)] = 2,
-    steps: Annotated[int, typer.Option(min=2, help="That are timed in each.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    steps: Annotated[int, typer.Option(min=2, help="In each; the first counts for reading only.")] = 2,
     out: Annotated[Path | None, typer.Option(help="A Markdown file for what is printed.")] = None,
 ) -> None:
     """Print Markdown tables, and which goals are met; exit code 1 if any is not."""
@@ -160,13 +156,6 @@ def costs_of(sides: BothSides, case: Case, medians: dict[Any, dict[str, float]])
     return costs
 
 
-def stage_steps(sides: BothSides | type[Any], case: Case, preset: str) -> list[tuple[Kind, int]]:
-    """The stages of a preset by their weights, and how many of an image's steps are theirs."""
-    sigmas = schedule(sides.scheduler(), STEPS, case.num_noise).tolist()
-    stages = STAGE_PRESETS[preset]
-    return [((s.semantic, s.identity), n) for s, n in zip(stages, split_steps(stages, sigmas), strict=True)]
-
-
 def theirs_once(sides: BothSides, case: Case, guidance: Guidance, steps: int) -> dict[str, float]:
     return timed(lambda note: sides.theirs(case, steps, guidance, note))
 
@@ -217,20 +206,6 @@ def matrix_rate(device: torch.device, size: int) -> float:
         left @ right
         seconds.append(clock() - started)
     return 2 * size**3 / median(seconds[5:])
-
-
-def passes(stage: Kind, guidance: Guidance, case: Case) -> int:
-    """Forwards of a step of ours: none is paid for that equals another."""
-    return len(plan(Stage(0.0, *stage), guidance, has_references=case.references > 0))
-
-
-def image_operations(kind: type[Any], skeleton: nn.Module, case: Case, mode: str, preset: str, how: Guidance) -> int:
-    """Of a whole image of ours; of diffusers' in the first mode with the preset "faithful"."""
-    steps = sum(
-        count * passes(stage, how, case) * step_operations(kind, skeleton, case, mode, *stage)
-        for stage, count in stage_steps(kind, case, preset)
-    )
-    return steps + reading_operations(kind, skeleton, case, mode, num_prompts=1 if how.scale == 1 else 2)
 
 
 def shares_of(
@@ -294,41 +269,6 @@ def step_table(measured: dict[tuple[Case, str], Costs], shares: dict[tuple[Case,
         found = [(costs[way, "faithful"], shares[case, name, way]) for way in ways]
         cells = (f"{cost.step:.3f} s, {cost.peak / 2**30:.1f}, {100 * share:.0f} %" for cost, share in found)
         yield line(written(case), name, *cells)
-
-
-def count_table(kind: type[Any], skeleton: nn.Module, cases: Sequence[Case]) -> Iterator[str]:
-    """Operations of a step of one pass, and by how many times ours takes fewer for an image."""
-    none = step_operations(kind, skeleton, Case(size=cases[0].size), kind.modes[0], 1.0, 1.0)
-    ways = [(mode, preset, name) for name in kind.guidances for mode in kind.modes for preset in PRESETS]
-    ways = [way for way in ways if way[:2] != (kind.modes[0], "faithful")]
-    yield f"{kind.recipe}: a step without references takes {none / 1e12:.1f} TFLOP; {STEPS} steps, {cases[0].size} px"
-    yield ""
-    steps = (f"{mode}: a step, of one without" for mode in kind.modes)
-    yield from header("references", *steps, *(f"diffusers : {', '.join(way)}" for way in ways))
-    for case in cases:
-        stock = {
-            name: image_operations(kind, skeleton, case, kind.modes[0], "faithful", how)
-            for name, how in kind.guidances.items()
-        }
-        steps = (step_operations(kind, skeleton, case, mode, 1.0, 1.0) / none for mode in kind.modes)
-        images = (
-            stock[name] / image_operations(kind, skeleton, case, mode, preset, kind.guidances[name])
-            for mode, preset, name in ways
-        )
-        yield line(written(case), *(f"{times:.2f} x" for times in (*steps, *images)))
-
-
-def written(case: Case) -> str:
-    return f"{case.references} of {case.pixels} px" if case.references else "none"
-
-
-def header(*names: str) -> Iterator[str]:
-    yield line(*names)
-    yield "|--|" + "--:|" * (len(names) - 1)
-
-
-def line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def device_name(device: torch.device) -> str:

@@ -71,7 +71,7 @@ class BothSides:
         config = {name: value for name, value in skeleton.config.items() if not name.startswith("_")}
         config |= self.tiny if tiny else {}
         with torch.device("meta"):
-            self.skeleton: Any = type(skeleton).from_config(config).to(dtype=dtype)  # to count its operations
+            self.skeleton: Any = type(skeleton).from_config(config)  # to count its operations
         self.transformer: Any = random_network(type(skeleton), config, device, dtype)
 
     @classmethod

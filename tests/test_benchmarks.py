@@ -7,9 +7,12 @@ import pytest
 import torch
 from tiny_pipeline import tiny_pipeline
 from tiny_subjects import cutout_folder
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
+from subjectgen.load import recipe
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -65,3 +68,85 @@ def test_the_networks_alone_do_the_same_work(conditions):
 def test_pictures_per_second(tmp_path):
     renderer = Renderer(load_subjects(cutouts=cutout_folder(tmp_path, seen=3, unseen=0)))
     assert script("data").pictures_per_second(renderer, 2, 0.2) > 1
+
+
+@pytest.fixture(scope="module")
+def backbones():
+    """The module, with its neighbours found as they are beside a script."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield script("backbones")
+
+
+@pytest.fixture(scope="module", params=["flux", "qwen"])
+def sides(backbones, request):
+    kind = backbones.SIDES[request.param]
+    skeleton = recipe(kind.recipe).skeleton()["transformer"]
+    return kind(skeleton, torch.device("cpu"), torch.float32, tiny=True)
+
+
+def projected_again(transformer, case):
+    """What Qwen-Image's cached step computes in diffusers only: its prefix is projected anew, and has its own sigma."""
+
+    def each(module):  # of one token
+        return 2 * sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
+
+    sigma = each(transformer.time_text_embed) + each(transformer.modulation) + each(transformer.norm_out)
+    words = 64 + case.num_identity // 4
+    return words * each(transformer.txt_in) + case.num_identity * each(transformer.img_in) + sigma
+
+
+@pytest.mark.parametrize("row", ["0", "2x512"])
+@torch.no_grad()
+def test_operations_are_those_of_diffusers_own_steps(backbones, sides, row):
+    """Counted from shapes alone, against what its pipeline computes; of Qwen-Image a later step, its prefix kept."""
+    case, marks = backbones.parsed(row, tiny=True), []
+    guidance = list(sides.guidances.values())[-1]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the CPU's own is not counted
+        sides.theirs(case, 3, guidance, lambda: marks.append(counter.get_total_flops()))
+    counted = backbones.step_operations(sides, sides.skeleton, case, sides.modes[0], 1.0, 1.0)
+    again = 0 if "joint" in sides.modes else projected_again(sides.transformer, case)
+    assert marks[2] - marks[1] == counted + again
+
+
+@torch.no_grad()
+def test_both_sides_make_the_same_of_the_same_tokens(backbones, sides):
+    backbones.check_equal_work(type(sides), sides.skeleton)
+
+
+@torch.no_grad()
+def test_unequal_work_is_noticed(backbones, sides, monkeypatch):
+    monkeypatch.setattr(type(sides), "noise", lambda self, case: self._random(case.num_noise, 64, seed=case.size)[None])
+    original, drawn = type(sides)._semantic, iter(range(100, 200))
+    monkeypatch.setattr(type(sides), "_semantic", lambda self, case, seed: original(self, case, next(drawn)))
+    with pytest.raises(AssertionError, match="not close"):
+        backbones.check_equal_work(type(sides), sides.skeleton)
+
+
+def test_images_are_their_steps(backbones, sides):
+    """One of every time: an image is its reading and 28 steps, whatever the stages."""
+    case = backbones.parsed("2x512", tiny=True)
+    keys = [(mode, kind) for mode in sides.modes for kind in [(1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]]
+    keys += [(mode, preset) for mode in sides.modes for preset in backbones.PRESETS]
+    timed = {key: {"first": 1.0, "step": 1.0, "read": 1.0, "peak": 5} for key in ["diffusers", *keys]}
+    costs = backbones.costs_of(sides, case, timed)
+    assert {cost.image for way, cost in costs.items() if way[0] != "diffusers"} == {29.0}
+    assert costs["diffusers", "faithful"].image == 28.0 and costs["diffusers", "faithful"].peak == 5
+
+
+def test_stages_are_those_of_the_true_size(backbones, sides):
+    steps = dict(backbones.stage_steps(sides, backbones.parsed("0"), "paper"))
+    assert list(steps.values()) == ([4, 7, 17] if "joint" in sides.modes else [3, 4, 21])
+
+
+def test_a_row_that_says_nothing(backbones):
+    for row in ("1x300", "x512", "2", "0x512", "some"):
+        with pytest.raises(ValueError, match=f"row '{row}': expected 0, or a number"):
+            backbones.parsed(row)
+
+
+def test_a_whole_run_at_toy_size(backbones, sides):
+    lines, _ = backbones.compare(type(sides), sides.skeleton, [backbones.parsed("1x512", True)], False, True, 1, 2)
+    rows = [line for line in lines if line.startswith("| 1 of 32 px")]
+    assert len(rows) == 4  # two guidances in two tables
+    assert any("never slower than diffusers" in line for line in lines)

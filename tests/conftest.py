@@ -1,5 +1,6 @@
 """Tiny components, built once per session: tests must not change them."""
 
+import jaxtyping
 import pytest
 from PIL import Image
 from tiny import tiny_aggregator, tiny_mllm, tiny_processor
@@ -37,3 +38,11 @@ def references():
         Image.merge("RGB", (flat, gradient, flat)),
         Image.merge("RGB", (flat, flat, gradient)),
     ]
+
+
+@pytest.fixture
+def unchecked():
+    """Without shape checks, which cannot be compiled."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
@@ -260,7 +259,7 @@ class SubjectPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "b c h w"]:
         """Noise -> latents under the conditions of each picture."""
         grid = (noise.shape[-2] // denoiser.patch, noise.shape[-1] // denoiser.patch)
-        null_pooled = self._null_pooled(noise)
+        nothing = noise.new_zeros(0) if self.aggregator is None else self.aggregator.pooled_of_nothing()
         schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], noise.device)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
@@ -268,18 +267,11 @@ class SubjectPipeline(DiffusionPipeline):
                 denoiser.pack(noise),
                 self.scheduler,
                 resolved.stages,
-                guided(denoiser, conditions, negatives, resolved.guidance, grid, null_pooled),
+                guided(denoiser, conditions, negatives, resolved.guidance, grid, nothing.to(noise.device)),
                 after_step=self._after_step(denoiser, grid, bar.update, on_step_end),
                 interrupted=lambda: self._interrupt,
             )
         return denoiser.unpack(tokens, *grid)
-
-    def _null_pooled(self, noise: Tensor) -> Float[Tensor, " pooled"]:
-        """The pooled vector of nothing, beside the noise; of no numbers for a DiT that takes none."""
-        if self.aggregator is None:
-            return noise.new_zeros(0)
-        with align_module_device(self.aggregator):  # offloaded layer by layer, it has no values of its own
-            return self.aggregator.null_pooled.to(noise.device)
 
     def _after_step(
         self, denoiser: Denoiser, grid: Grid, advance: Callable[[], Any], on_step_end: Callback | None

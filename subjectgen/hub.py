@@ -81,8 +81,8 @@ def fetch(
         return Path(found)
 
 
-def check_index(name: str, expected: str, **options: Any) -> None:
-    """Read what a folder or repository says it is, before its weights are downloaded or loaded.
+def read_index(name: str, expected: str, **options: Any) -> dict[str, Any]:
+    """What a folder or repository consists of, before its weights are downloaded or loaded.
 
     options: of `from_pretrained`. Raises WeightsError unless it is a pipeline of the class `expected`.
     """
@@ -90,12 +90,13 @@ def check_index(name: str, expected: str, **options: Any) -> None:
     folder = Path(name) if Path(name).is_dir() else fetch(name, [INDEX], **known)
     if not (folder / INDEX).is_file():
         raise WeightsError(f"'{name}' has no {INDEX}: expected a pipeline written by save_pretrained. {RESTORE}")
-    found = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("_class_name")
-    if found != expected:
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    if (found := index.get("_class_name")) != expected:
         raise WeightsError(
             f"'{name}' is a {found}: expected a {expected}. Give what {expected}.save_pretrained wrote, or the name of "
             "a recipe, which puts public networks together"
         )
+    return index
 
 
 def write_repository_files(pipeline: "SubjectPipeline", folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch, hub
-from subjectgen.backbones import Denoiser, Reader, Transformer, denoiser_of, reader_of
+from subjectgen.backbones import ADAPTERS, Denoiser, Reader, Transformer, adapter_of, denoiser_of, reader_of
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
@@ -293,7 +293,9 @@ class SubjectPipeline(DiffusionPipeline):
         """As of every DiffusionPipeline; but strict, and what a manifest speaks of is checked. Raises WeightsError."""
         name = str(pretrained_model_name_or_path)
         with hub.loading(name):
-            hub.check_index(name, cls.__name__, **kwargs)
+            index = hub.read_index(name, cls.__name__, **kwargs)
+            for part in ADAPTERS.keys() - kwargs.keys():
+                adapter_of(part, index[part][1])
             folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
             verify(folder)
             check_saved(name, folder, quantised_again=kwargs.get("quantization_config") is not None)

@@ -50,8 +50,8 @@ def load(
 
     compile: compile the blocks of the DiT, once for each shape of noise: the first step waits for it, the following
         ones are faster. With offload "none" or "model".
-    attention_backend: what computes attention in the DiT, by its name in diffusers; PyTorch's own if left out.
-        `subjectgen info` lists those that work here.
+    attention_backend: what computes attention in the DiT, by its name in diffusers. Left out, it is PyTorch's own, or
+        the last one that this process chose, for diffusers keeps it. `subjectgen info` lists those that work here.
 
     Raises FileNotFoundError for a name that is none of these, WeightsError for weights that are not as they should be,
     OutOfMemory (a torch.OutOfMemoryError) that says how much was missing; and before anything is loaded ValueError for

@@ -2,6 +2,7 @@
 
 import jaxtyping
 import pytest
+from diffusers.models.attention_dispatch import attention_backend
 from PIL import Image
 from tiny import tiny_aggregator, tiny_mllm, tiny_processor
 
@@ -38,6 +39,13 @@ def references():
         Image.merge("RGB", (flat, gradient, flat)),
         Image.merge("RGB", (flat, flat, gradient)),
     ]
+
+
+@pytest.fixture(autouse=True)
+def stock_attention():
+    """diffusers keeps the last backend that any transformer was given for all that were given none."""
+    with attention_backend("native"):
+        yield
 
 
 @pytest.fixture

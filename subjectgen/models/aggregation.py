@@ -150,7 +150,7 @@ class DualLayerAggregator(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def pooled_of_nothing(self) -> Float[Tensor, " pooled"]:
-        """`null_pooled`, which has no values of its own while layers are offloaded one by one."""
+        """`null_pooled`, fetched as for a forward: offloaded, it may have no values outside of one."""
         return self.null_pooled
 
     def pool_layers(

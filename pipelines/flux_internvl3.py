@@ -24,7 +24,8 @@ from subjectgen import DualLayerAggregator, SubjectAdapter, SubjectPipeline, Wei
 from subjectgen.extras import require
 from subjectgen.hub import fetch, loading
 from subjectgen.lora import LoraSettings, add_identity
-from subjectgen.strict import check_complete
+from subjectgen.quantization import quantization_configs
+from subjectgen.strict import check_complete, check_network
 
 FLUX, FLUX_COMMIT = "black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
 INTERNVL, INTERNVL_COMMIT = "OpenGVLab/InternVL3-8B-hf", "259a3b64a14623c0ec91a045cb43f7c5af5fa6af"
@@ -38,15 +39,20 @@ OURS = {"reference_size": 512, "image_size": 1024, "max_references": 4, "num_inf
 SETTINGS: dict[str, Any] = {**PAPER, **OURS, "license": "flux-1-dev-non-commercial-license"}
 
 
-def load(adapter: str | Path | None = None, *, dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
-    """The pipeline with a trained adapter (a file, a folder or a Hub repo id), on the CPU. Raises WeightsError."""
+def load(
+    adapter: str | Path | None = None, *, dtype: torch.dtype = torch.bfloat16, quantization: str = "none"
+) -> SubjectPipeline:
+    """The pipeline with a trained adapter (a file, a folder or a Hub repo id). Raises WeightsError.
+
+    On the CPU, unless it is quantised in 4 bits.
+    """
     if adapter is None:
         raise WeightsError(
             "flux-internvl3 has no aggregator and no LoRA without adapter=..., and no trained adapter is public. "
             "Train one with `subjectgen train flux-internvl3 --data ...` and give its file, folder or Hub repo id."
         )
     trained = SubjectAdapter.load(adapter)
-    pipe = assemble(trained.aggregator(torch.device("cpu"), dtype), dtype)
+    pipe = assemble(trained.aggregator(torch.device("cpu"), dtype), dtype, quantization)
     trained.apply(pipe)
     return pipe
 
@@ -58,19 +64,25 @@ def untrained(dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
     return pipe
 
 
-def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype) -> SubjectPipeline:
+def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype, quantization: str = "none") -> SubjectPipeline:
     """The public networks around an aggregator. Raises WeightsError where one cannot be had."""
     require("flux", "peft", "torchvision")  # the processor's part for videos needs torchvision
     flux = fetch(FLUX, ["transformer/*", "vae/*", "scheduler/*"], FLUX_COMMIT)
     internvl = fetch(INTERNVL, ["*.safetensors", "*.json", "*.jinja", "*.txt"], INTERNVL_COMMIT)
+    quantised = quantization_configs(quantization, dtype)
     with loading(FLUX):
-        transformer = FluxTransformer2DModel.from_pretrained(flux / "transformer", torch_dtype=dtype)
+        transformer = FluxTransformer2DModel.from_pretrained(
+            flux / "transformer", torch_dtype=dtype, quantization_config=quantised.get("transformer")
+        )
         vae = AutoencoderKL.from_pretrained(flux / "vae", torch_dtype=dtype)
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(flux / "scheduler")
         check_complete({"transformer": transformer, "vae": vae}, flux)
     with loading(INTERNVL):
-        mllm = InternVLForConditionalGeneration.from_pretrained(internvl, dtype=dtype)
+        mllm = InternVLForConditionalGeneration.from_pretrained(
+            internvl, dtype=dtype, quantization_config=quantised.get("mllm")
+        )
         processor = InternVLProcessor.from_pretrained(internvl)
+        check_network("mllm", mllm, internvl)
     transformer.register_to_config(_name_or_path=FLUX)  # an adapter names its base, not a folder of this machine
     mllm.config.name_or_path = INTERNVL
     networks: dict[str, Any] = {"mllm": mllm, "aggregator": aggregator, "transformer": transformer, "vae": vae}

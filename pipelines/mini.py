@@ -17,21 +17,27 @@ from torch import nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from subjectgen import DualLayerAggregator, SubjectPipeline, SubjectProcessor
+from subjectgen.quantization import quantization_configs
 from subjectgen.weights import find_folder, verify
 
 WEIGHTS = "mini"
 
 
-def load(dtype: torch.dtype = torch.float32) -> SubjectPipeline:
+def load(dtype: torch.dtype = torch.float32, quantization: str = "none") -> SubjectPipeline:
     """The trained pipeline on the CPU, its files checked against the manifest. Raises WeightsError."""
+    quantised = quantization_configs(quantization, dtype)
     folder = find_folder("weights") / WEIGHTS
     verify(folder)
     settings, _, _ = SubjectPipeline.extract_init_dict(SubjectPipeline.load_config(folder))
     components = {
-        "mllm": InternVLForConditionalGeneration.from_pretrained(folder / "mllm", dtype=dtype),
+        "mllm": InternVLForConditionalGeneration.from_pretrained(
+            folder / "mllm", dtype=dtype, quantization_config=quantised.get("mllm")
+        ),
         "processor": SubjectProcessor.from_pretrained(folder / "processor"),
         "aggregator": DualLayerAggregator.from_pretrained(folder / "aggregator", torch_dtype=dtype),
-        "transformer": FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
+        "transformer": FluxTransformer2DModel.from_pretrained(
+            folder / "transformer", torch_dtype=dtype, quantization_config=quantised.get("transformer")
+        ),
         "vae": AutoencoderDC.from_pretrained(folder / "vae", torch_dtype=dtype),
         "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
     }

@@ -24,6 +24,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VL
 from subjectgen import SubjectPipeline
 from subjectgen.extras import require
 from subjectgen.hub import fetch, loading
+from subjectgen.quantization import quantization_configs
+from subjectgen.strict import check_complete, check_network
 
 REPO = "Qwen/Qwen-Image-2.1"
 REVISION = "b3179ad355be050328e483a9dfdd9e60cd62adfa"  # the last that changes weights, 2026-09-20
@@ -41,16 +43,26 @@ SETTINGS = {
 }
 
 
-def load(dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
-    """The pipeline on the CPU. Raises WeightsError where a part cannot be had."""
+def load(dtype: torch.dtype = torch.bfloat16, quantization: str = "none") -> SubjectPipeline:
+    """The pipeline, on the CPU unless it is quantised in 4 bits. Raises WeightsError where a part cannot be had."""
     require("qwen", "torchvision")  # Qwen3VLProcessor needs it for films
     folder = fetch(REPO, [f"{part}/*" for part in PARTS], REVISION)
+    quantised = quantization_configs(quantization, dtype)
     with loading(REPO):
+        mllm = Qwen3VLForConditionalGeneration.from_pretrained(
+            folder / "text_encoder", dtype=dtype, quantization_config=quantised.get("mllm")
+        )
+        transformer = QwenImage21Transformer2DModel.from_pretrained(
+            folder / "transformer", torch_dtype=dtype, quantization_config=quantised.get("transformer")
+        )
+        vae = AutoencoderKLQwenImage21.from_pretrained(folder / "vae", torch_dtype=dtype)
+        check_network("mllm", mllm, folder / "text_encoder")
+        check_complete({"transformer": transformer, "vae": vae}, folder)
         return SubjectPipeline(
-            mllm=Qwen3VLForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=dtype),
+            mllm=mllm,
             processor=Qwen3VLProcessor.from_pretrained(folder / "processor"),
-            transformer=QwenImage21Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
-            vae=AutoencoderKLQwenImage21.from_pretrained(folder / "vae", torch_dtype=dtype),
+            transformer=transformer,
+            vae=vae,
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),  # type: ignore[arg-type]
             **SETTINGS,
         )

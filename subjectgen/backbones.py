@@ -1,4 +1,4 @@
-"""Which adapter reads with an MLLM, and which paints with a DiT: a new backbone is a line in each of two functions."""
+"""Which adapter reads with an MLLM, and which paints with a DiT: a new backbone is an entry or two in a table."""
 
 from typing import Any
 
@@ -21,23 +21,25 @@ Reader = InternVLReader | Qwen3VLReader
 Denoiser = FluxDenoiser | QwenImage21Denoiser
 
 
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "mllm": {"InternVLForConditionalGeneration": InternVLReader, "Qwen3VLForConditionalGeneration": Qwen3VLReader},
+    "transformer": {"FluxTransformer2DModel": FluxDenoiser, "QwenImage21Transformer2DModel": QwenImage21Denoiser},
+}
+
+
+def adapter_of(component: str, class_name: str) -> Any:
+    """The adapter of a class of "mllm" or "transformer". Raises ValueError for a family that has none."""
+    families = ADAPTERS[component]
+    if class_name not in families:
+        raise ValueError(f"{component} is a {class_name}: expected {' or '.join(families)}")
+    return families[class_name]
+
+
 def reader_of(mllm: nn.Module, processor: Any, device: torch.device) -> Reader:
     """What reads prompts and references with this MLLM. Raises ValueError for a family without an adapter."""
-    match type(mllm).__name__:
-        case "InternVLForConditionalGeneration":
-            return InternVLReader(mllm, processor, device=device)  # type: ignore[arg-type]
-        case "Qwen3VLForConditionalGeneration":
-            return Qwen3VLReader(mllm, processor, device=device)  # type: ignore[arg-type]
-        case other:
-            raise ValueError(f"mllm is a {other}: expected an InternVL or Qwen3VLForConditionalGeneration")
+    return adapter_of("mllm", type(mllm).__name__)(mllm, processor, device=device)
 
 
 def denoiser_of(transformer: nn.Module, conditions: str) -> Denoiser:
     """What predicts velocities with this DiT. Raises ValueError for a family without an adapter."""
-    match type(transformer).__name__:
-        case "FluxTransformer2DModel":
-            return FluxDenoiser(transformer, conditions)  # type: ignore[arg-type]
-        case "QwenImage21Transformer2DModel":
-            return QwenImage21Denoiser(transformer, conditions)
-        case other:
-            raise ValueError(f"transformer is a {other}: expected a Flux or QwenImage21Transformer2DModel")
+    return adapter_of("transformer", type(transformer).__name__)(transformer, conditions)

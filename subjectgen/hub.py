@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, create_repo, file_exists, snapshot_download, upload_folder
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
 
+from subjectgen.memory import LOADING, OutOfMemory, told
 from subjectgen.weights import WeightsError
 
 if TYPE_CHECKING:
     from subjectgen.adapter import AdapterConfig
     from subjectgen.pipeline import SubjectPipeline
 
+INDEX = "model_index.json"
+FETCH_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 RESTORE = "Save or download it again, or check its name."
 FAILURES = (OSError, RuntimeError, ValueError, KeyError, SafetensorError)  # of the loaders of all libraries involved
 
@@ -46,25 +49,54 @@ OWN_LICENCES = {  # the Hub has no identifier for them; name -> its text
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """Whatever goes wrong while `name` is loaded, as a WeightsError that says what to do."""
+    """Whatever goes wrong while `name` is loaded, as a WeightsError or an OutOfMemory that says what to do."""
     try:
-        yield
+        with told(f"loading '{name}'", LOADING):
+            yield
+    except OutOfMemory:
+        raise
     except GatedRepoError as error:
         raise WeightsError(
             f"'{name}' is gated: expected an account that may read it. Accept its terms at "
             f"https://huggingface.co/{name}, then log in with `hf auth login`."
         ) from error
+    except RepositoryNotFoundError as error:
+        raise WeightsError(
+            f"'{name}' is not on the Hub, or is private: expected a repository that this account may read. Check its "
+            "name, or log in with `hf auth login`."
+        ) from error
     except FAILURES as error:
         raise WeightsError(f"'{name}' cannot be loaded: {error}. {RESTORE}") from error
 
 
-def fetch(repo_id: str, files: Sequence[str], revision: str | None = None, token: str | None = None) -> Path:
+def fetch(
+    repo_id: str, files: Sequence[str], revision: str | None = None, token: str | None = None, **options: Any
+) -> Path:
     """Download these files (or patterns) of a repository, or find them in the cache. Raises WeightsError.
 
-    Returns the folder of the snapshot.
+    options: further ones of `snapshot_download`. Returns the folder of the snapshot.
     """
     with loading(repo_id):
-        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(files)))
+        found = snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(files), **options)
+        return Path(found)
+
+
+def read_index(name: str, expected: str, **options: Any) -> dict[str, Any]:
+    """What a folder or repository consists of, before its weights are downloaded or loaded.
+
+    options: of `from_pretrained`. Raises WeightsError unless it is a pipeline of the class `expected`.
+    """
+    known = {key: options[key] for key in FETCH_OPTIONS if key in options}
+    folder = Path(name) if Path(name).is_dir() else fetch(name, [INDEX], **known)
+    if not (folder / INDEX).is_file():
+        raise WeightsError(f"'{name}' has no {INDEX}: expected a pipeline written by save_pretrained. {RESTORE}")
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    if (found := index.get("_class_name")) != expected:
+        raise WeightsError(
+            f"'{name}' is a {found}: expected a {expected}. Give what {expected}.save_pretrained wrote, or the name of "
+            "a recipe, which puts public networks together"
+        )
+    return index
 
 
 def write_repository_files(pipeline: "SubjectPipeline", folder: Path) -> None:

@@ -40,6 +40,17 @@ class LoraSettings:
         return {"r": self.rank, "lora_alpha": self.alpha, "target_modules": list(self.targets)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class MatchedKeys:
+    """How many keys of a LoRA this transformer has a place for; the rest are of text encoders. Print it."""
+
+    matched: int
+    given: int
+
+    def __str__(self) -> str:
+        return f"{self.matched} of {self.given} keys matched"
+
+
 def add_identity(transformer: FluxTransformer2DModel, settings: LoraSettings) -> None:
     """Add an untrained identity LoRA: B is zero, so nothing changes yet."""
     require(EXTRA, "peft")
@@ -104,8 +115,10 @@ def load_lora(
     weight_name: str | None = None,
     revision: str | None = None,
     token: str | None = None,
-) -> None:
+) -> MatchedKeys:
     """Load a LoRA of your own under `name`; it acts at once, beside the others. Weigh them with `set_adapters`.
+
+    The transformer may be quantised. Returns how many keys matched: all that are not of a text encoder.
 
     source: a safetensors file, a folder, a Hub repo id or a state dict, in any layout diffusers knows, or a folder
         written by peft. `weight_name` picks a file of a folder or repository.
@@ -126,6 +139,7 @@ def load_lora(
     _check_keys(f"'{what}'", transformer, own.keys(), matched)
     with loading(what):
         _load(pipe, state, name, active, prefix=prefix, network_alphas=alphas, metadata=metadata)
+    return MatchedKeys(matched=len(matched), given=len(state))
 
 
 def active_loras(transformer: FluxTransformer2DModel) -> list[str]:

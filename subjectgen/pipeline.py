@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch, hub
-from subjectgen.backbones import Denoiser, Reader, Transformer, denoiser_of, reader_of
+from subjectgen.backbones import ADAPTERS, Denoiser, Reader, Transformer, adapter_of, denoiser_of, reader_of
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
@@ -24,9 +24,11 @@ from subjectgen.generate.guide import guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
 from subjectgen.generate.stages import resolve_stages
 from subjectgen.generate.to_image import Pictures, to_image
+from subjectgen.memory import recoverable
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
+from subjectgen.quantization import check_saved
 from subjectgen.request import (
     Limits,
     Request,
@@ -110,6 +112,7 @@ class SubjectPipeline(DiffusionPipeline):
         self._interrupt = False
         self._num_timesteps = 0
 
+    @recoverable
     @torch.no_grad()
     def __call__(
         self,
@@ -150,7 +153,8 @@ class SubjectPipeline(DiffusionPipeline):
         callback_on_step_end: called as (pipe, step, timestep, {"latents": [b, c, h, w]}); the "latents" of the mapping
             it returns are used from there on. Set `pipe._interrupt = True` in it to stop.
 
-        Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed.
+        Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed; OutOfMemory,
+        which leaves the pipeline as it was.
         """
         request = Request(
             prompt=prompt,
@@ -181,10 +185,9 @@ class SubjectPipeline(DiffusionPipeline):
         conditions = batch.conditions(resolved, read, semantic, identity)
         painted = self._sample(denoiser, resolved, noise.to(reader.device), *conditions, callback_on_step_end)
         images = to_image(self.vae, painted, resolved.output_type)
-
-        self.maybe_free_model_hooks()
         return SubjectPipelineOutput(images=images) if return_dict else (images,)
 
+    @recoverable
     @torch.no_grad()
     def encode_subjects(self, images: Any) -> SubjectEmbeds:
         """Read the subjects of a prompt once, for many prompts; exact. One image or a list, in the prompt's order."""
@@ -195,7 +198,6 @@ class SubjectPipeline(DiffusionPipeline):
         reader, denoiser = self.adapters()
         (prefix,) = batch.prefixes(reader, [references])
         (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
-        self.maybe_free_model_hooks()
         return SubjectEmbeds(prefix=prefix, identity=identity, fingerprints=self.fingerprints)
 
     def estimate(self, prompt: Any, subject_images: Any = None, **options: Any) -> Estimate:
@@ -257,7 +259,7 @@ class SubjectPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "b c h w"]:
         """Noise -> latents under the conditions of each picture."""
         grid = (noise.shape[-2] // denoiser.patch, noise.shape[-1] // denoiser.patch)
-        null_pooled = noise.new_zeros(0) if self.aggregator is None else self.aggregator.null_pooled.to(noise.device)
+        nothing = noise.new_zeros(0) if self.aggregator is None else self.aggregator.pooled_of_nothing()
         schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], noise.device)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
@@ -265,7 +267,7 @@ class SubjectPipeline(DiffusionPipeline):
                 denoiser.pack(noise),
                 self.scheduler,
                 resolved.stages,
-                guided(denoiser, conditions, negatives, resolved.guidance, grid, null_pooled),
+                guided(denoiser, conditions, negatives, resolved.guidance, grid, nothing.to(noise.device)),
                 after_step=self._after_step(denoiser, grid, bar.update, on_step_end),
                 interrupted=lambda: self._interrupt,
             )
@@ -291,8 +293,12 @@ class SubjectPipeline(DiffusionPipeline):
         """As of every DiffusionPipeline; but strict, and what a manifest speaks of is checked. Raises WeightsError."""
         name = str(pretrained_model_name_or_path)
         with hub.loading(name):
+            index = hub.read_index(name, cls.__name__, **kwargs)
+            for part in ADAPTERS.keys() - kwargs.keys():
+                adapter_of(part, index[part][1])
             folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
             verify(folder)
+            check_saved(name, folder, quantised_again=kwargs.get("quantization_config") is not None)
             pipe = super().from_pretrained(folder, **kwargs)
             check_complete(pipe.components, folder, passed=kwargs)
         pipe.register_to_config(_name_or_path=name)

@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 
+from subjectgen.attention import check_backend
+
 OFFLOADS = ("none", "model", "group", "sequential")
+COMPILABLE = ("none", "model")  # the others move layers in the middle of a block
 
 
-def check_placement(device: torch.device | str, offload: str) -> None:
+def check_placement(
+    device: torch.device | str, offload: str, *, attention_backend: str | None = None, compile: bool = False
+) -> None:
     """Raise ValueError where this machine cannot place a pipeline so, before anything is loaded."""
     if offload not in OFFLOADS:
         raise ValueError(f"offload={offload!r}: expected one of {', '.join(OFFLOADS)}")
@@ -24,6 +29,13 @@ def check_placement(device: torch.device | str, offload: str) -> None:
     if kind not in ("cpu", "meta") and (accelerator is None or accelerator.type != kind):
         here = "no accelerator" if accelerator is None else f"'{accelerator.type}'"
         raise ValueError(f"device='{device}': this machine has {here}. Leave device out for the CPU")
+    if compile and offload not in COMPILABLE:
+        raise ValueError(
+            f"compile=True with offload={offload!r}: layers move in the middle of a block, which cannot be compiled. "
+            f"Use offload={' or '.join(map(repr, COMPILABLE))}, or leave compile out"
+        )
+    if attention_backend is not None:
+        check_backend(attention_backend, torch.device(device))
 
 
 def place(
@@ -32,18 +44,13 @@ def place(
     *,
     offload: str = "none",
     attention_backend: str | None = None,
-    compiled: bool = False,
+    compile: bool = False,
 ) -> Any:
-    """The same pipeline, where and how it is asked to compute.
-
-    offload, from fast to small: "none", "model" (one network at a time on the device, the MLLM leaves once it has
-    encoded), "group" (a few layers at a time, the next ones copied meanwhile), "sequential" (a layer at a time).
-    compiled: the repeated blocks of the DiT, once for each shape of noise.
-    """
-    check_placement(device, offload)
+    """The same pipeline, where and how it is asked to compute; `load` says what to choose."""
+    check_placement(device, offload, attention_backend=attention_backend, compile=compile)
     if attention_backend is not None:
         pipe.transformer.set_attention_backend(attention_backend)
-    if compiled:
+    if compile:
         pipe.transformer.compile_repeated_blocks(fullgraph=True)
     match offload:
         case "model":

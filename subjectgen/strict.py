@@ -11,23 +11,28 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from subjectgen.weights import WeightsError
+from subjectgen.quantization import package_of_saved
+from subjectgen.weights import WeightsError, plain_tensors
 
 SHOWN = 4  # names in a message
 
 
 def check_complete(components: Mapping[str, Any], folder: Path, passed: Collection[str] = ()) -> None:
-    """Compare each network with its safetensors in `folder`, but for those passed by the caller and quantised ones.
+    """Compare each network with its safetensors in `folder`, but for those passed by the caller.
+
+    Raises WeightsError, see `check_network`.
+    """
+    for name, component in components.items():
+        if isinstance(component, nn.Module) and name not in passed:
+            check_network(name, component, folder / name)
+
+
+def check_network(name: str, network: nn.Module, folder: Path) -> None:
+    """Compare a network, quantised or not, with the safetensors in its folder that it was loaded from.
 
     Raises WeightsError naming the component and, where the files use its names, the tensors.
     """
-    for name, component in components.items():
-        if isinstance(component, nn.Module) and name not in passed and not _is_quantised(component):
-            _check_component(name, component, folder / name)
-
-
-def _check_component(name: str, network: nn.Module, folder: Path) -> None:
-    on_disk, expected = _sizes_on_disk(folder), _sizes(network)
+    on_disk, expected = _sizes_on_disk(folder), _sizes(network, quantised=package_of_saved(folder) is not None)
     if not on_disk or sum(on_disk.values()) == sum(expected.values()):  # names differ between releases, sizes do not
         return
     raise WeightsError(
@@ -45,12 +50,32 @@ def _sizes_on_disk(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _sizes(network: nn.Module) -> dict[str, int]:
-    """Tensors of a network's state; those that share memory are stored once."""
+def _sizes(network: nn.Module, *, quantised: bool) -> dict[str, int]:
+    """Numbers in each tensor of a network's state, as files that are quantised or not hold them.
+
+    Tensors that share memory are stored once.
+    """
+    state = network.state_dict() if quantised else _weights(network)
     stored: dict[Any, tuple[str, Tensor]] = {}
-    for name, tensor in network.state_dict().items():
-        stored.setdefault(name if tensor.is_meta else tensor.data_ptr(), (name, tensor))
-    return {name: tensor.numel() for name, tensor in stored.values()}
+    for name, tensor in state.items():
+        stored.setdefault(tensor.data_ptr() or name, (name, tensor))  # 0: on the meta device, or of torchao
+    return {name: _stored_numel(tensor) if quantised else _numel(tensor) for name, tensor in stored.values()}
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers, without the scales that bitsandbytes adds to a state."""
+    own = {**dict(network.named_parameters(remove_duplicate=False)), **dict(network.named_buffers())}
+    return {name: own[name] for name in network.state_dict() if name in own}
+
+
+def _numel(tensor: Tensor) -> int:
+    """Numbers in a tensor before bitsandbytes packed two into a byte."""
+    packed = getattr(tensor, "quant_state", None)
+    return tensor.numel() if packed is None else math.prod(packed.shape)
+
+
+def _stored_numel(tensor: Tensor) -> int:
+    return sum(part.numel() for part in plain_tensors(tensor))
 
 
 def _names(kind: str, these: Collection[str], those: Collection[str]) -> str:
@@ -59,7 +84,3 @@ def _names(kind: str, these: Collection[str], those: Collection[str]) -> str:
         return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"; {kind}: {', '.join(names[:SHOWN])}{more}"
-
-
-def _is_quantised(network: Any) -> bool:
-    return getattr(getattr(network, "config", None), "quantization_config", None) is not None

@@ -1,6 +1,8 @@
 """Tiny components, built once per session: tests must not change them."""
 
+import jaxtyping
 import pytest
+from diffusers.models.attention_dispatch import attention_backend
 from PIL import Image
 from tiny import tiny_aggregator, tiny_mllm, tiny_processor
 
@@ -37,3 +39,18 @@ def references():
         Image.merge("RGB", (flat, gradient, flat)),
         Image.merge("RGB", (flat, flat, gradient)),
     ]
+
+
+@pytest.fixture(autouse=True)
+def stock_attention():
+    """diffusers keeps the last backend that any transformer was given for all that were given none."""
+    with attention_backend("native"):
+        yield
+
+
+@pytest.fixture
+def unchecked():
+    """Without shape checks, which cannot be compiled."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

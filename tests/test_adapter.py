@@ -354,6 +354,6 @@ def test_push_load_and_stay_offline(file, taken, tmp_path):
         assert url == f"{mock.url}/{REPO}/commit/{mock.sha(REPO)}"
         assert mock.repos[REPO].keys() == {"adapter.safetensors", "README.md"}
     assert f"'{GATED}'_is_gated" in gated and f"https://huggingface.co/{GATED},_then_log_in" in gated
-    assert "'someone/nothing'_cannot_be_loaded" in missing
+    assert "'someone/nothing'_is_not_on_the_Hub,_or_is_private" in missing
     assert direct == taken.sha256
     assert in_process(LOAD_OFFLINE, mock.url, tmp_path, REPO, HF_HUB_OFFLINE="1") == [direct]

@@ -20,11 +20,13 @@ from tiny_pipeline import tiny_pipeline
 from torch import nn
 from typer.testing import CliRunner
 
+import subjectgen
 from subjectgen.cli import app
 from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
 from subjectgen.evaluate.sheet import GAP, LINE
 from subjectgen.extras import MissingExtraError
+from subjectgen.memory import OutOfMemory
 from subjectgen.weights import WeightsError, model_hash, write_manifest
 
 
@@ -38,10 +40,10 @@ class Painter:
         self.components = {"vae": nn.Linear(2, 2), "scheduler": object()}
         self.calls: list[SimpleNamespace] = []
         self.error: BaseException | None = None
-        self.opened: list[tuple[str, str | None]] = []
+        self.opened: list[dict[str, Any]] = []
 
-    def open(self, name: str, adapter: str | None) -> "Painter":
-        self.opened.append((name, adapter))
+    def open(self, name: str, **options: Any) -> "Painter":
+        self.opened.append({"model": name, **options})
         return self
 
     def __call__(self, prompt: str, subjects: Any, **options: Any) -> SimpleNamespace:
@@ -60,7 +62,7 @@ class Painter:
 @pytest.fixture
 def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     made = Painter()
-    for command in ("generate", "encode"):
+    for command in ("generate", "compare", "encode", "evaluate"):
         monkeypatch.setattr(f"subjectgen.cli.{command}.open_model", made.open)
     return made
 
@@ -115,10 +117,17 @@ class TestGenerate:
         assert sorted(path.name for path in Path("a/b").iterdir()) == ["c-1.png", "c-2.png"]
 
     @pytest.mark.parametrize("arguments", [("generate", "--prompt", "p"), ("encode", "--subject", "red.png")])
-    def test_model_and_adapter(self, painter: Painter, arguments: tuple[str, ...]):
+    def test_model_and_how_it_is_loaded(self, painter: Painter, arguments: tuple[str, ...]):
         run(*arguments)
-        run(*arguments, "--model", "a/base", "--adapter", "mine.safetensors")
-        assert painter.opened == [("mini", None), ("a/base", "mine.safetensors")]
+        run(*arguments, "--model", "a/base", "--adapter", "mine.safetensors", "--quantization", "int8",
+            "--offload", "group", "--attention-backend", "flash", "--compile")  # fmt: skip
+        defaults = {"quantization": "none", "offload": "none", "attention_backend": None, "compile": False}
+        chosen = {"quantization": "int8", "offload": "group", "attention_backend": "flash", "compile": True}
+        assert painter.opened == [
+            {"model": "mini", "adapter": None, **defaults},
+            {"model": "a/base", "adapter": "mine.safetensors", **chosen},
+        ]
+        assert chosen.keys() <= inspect.signature(subjectgen.load).parameters.keys()
 
     def test_png_remembers_how_it_was_made(self, painter: Painter):
         prompt = "un café à 茶\nsecond line"
@@ -202,6 +211,7 @@ class TestRefusals:
             FileNotFoundError("weights/mine is not there"),
             WeightsError("vae.safetensors is altered"),
             MissingExtraError("peft is not installed"),
+            OutOfMemory("out of memory while painting: 2.50 GiB more were asked for"),
             OSError(28, "No space left on device"),
             RuntimeError("unexpected"),
         ],
@@ -209,7 +219,7 @@ class TestRefusals:
     )
     def test_of_the_library(self, painter: Painter, error: Exception):
         painter.error = error
-        if isinstance(error, RuntimeError):  # a bug is not dressed up as a refusal
+        if type(error) is RuntimeError:  # a bug is not dressed up as a refusal
             with pytest.raises(RuntimeError, match="unexpected"):
                 CliRunner().invoke(app, ["generate", "--prompt", "p"], catch_exceptions=False)
             return
@@ -286,6 +296,19 @@ class TestWithAModel:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
+            (["--quantization", "int4"], ("quantization='int4'", "none, int8, fp8, nf4")),
+            (["--offload", "disk"], ("offload='disk'", "none, model, group, sequential")),
+            (["--attention-backend", "telepathy"], ("attention_backend='telepathy'", "native")),
+        ],
+        ids=lambda value: " ".join(value),
+    )
+    @pytest.mark.parametrize("command", [("generate", "--prompt", "p"), ("encode", "--subject", "red.png")])
+    def test_how_it_is_loaded(self, model: str, command: tuple[str, ...], arguments: list[str], words: tuple[str, ...]):
+        refused(*command, "--model", model, *arguments, words=words)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
             (["--stages", "mild"], ("mild", "paper", "free", "faithful")),
             (["--size", "70"], ("70x70", "64x64", "80x80")),
             (["--subject", "red.png"] * 9, ("9 references", "at most 3")),
@@ -312,33 +335,37 @@ class TestTrainAndEvaluate:
         calls: list[dict[str, Any]] = []
         for module, function in (("subjectgen.train.mini", "train"), ("subjectgen.evaluate.emoji", "evaluate")):
             stand_in = types.ModuleType(module)
-            setattr(stand_in, function, lambda **options: calls.append(options))
+            setattr(stand_in, function, lambda *given, **options: calls.append({"given": given, **options}))
             monkeypatch.setitem(sys.modules, module, stand_in)
         return calls
 
     def test_train(self, calls: list[dict[str, Any]]):
         run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume",
             "--cutouts", "animals", "--batch-size", "4", "--compile")  # fmt: skip
-        budget = {"minutes": 2.5, "steps": None, "resume": True, "compiled": True}
-        assert calls == [{"phase": "vae", "out": Path("runs/a"), "cutouts": Path("animals"), "batch_size": 4, **budget}]
+        budget = {"minutes": 2.5, "steps": None, "resume": True, "compile": True}
+        assert calls == [
+            {"given": (), "phase": "vae", "out": Path("runs/a"), "cutouts": Path("animals"), "batch_size": 4, **budget}
+        ]
 
     def test_the_functions_take_what_is_passed(self):
         """The stand-ins above hide a change of the real functions; their signatures do not."""
         from subjectgen.evaluate.emoji import evaluate
         from subjectgen.train.mini import train
 
-        passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size", "compiled"}
+        passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size", "compile"}
         assert passed <= inspect.signature(train).parameters.keys()
-        assert {"model", "num_prompts", "out", "cutouts"} <= inspect.signature(evaluate).parameters.keys()
+        assert {"pipe", "num_prompts", "out", "cutouts"} <= inspect.signature(evaluate).parameters.keys()
 
     @pytest.mark.parametrize("budget", [[], ["--minutes", "1", "--steps", "2"]])
     def test_train_needs_one_budget(self, calls: list[dict[str, Any]], budget: list[str]):
         refused("train", "mini", "--phase", "vae", *budget, words=("exactly one budget",))
         assert not calls
 
-    def test_evaluate(self, calls: list[dict[str, Any]]):
-        run("evaluate", "emoji", "--num-prompts", "20", "--out", "sheet", "--cutouts", "animals")
-        assert calls == [{"model": "mini", "num_prompts": 20, "out": Path("sheet"), "cutouts": Path("animals")}]
+    def test_evaluate(self, calls: list[dict[str, Any]], painter: Painter):
+        run("evaluate", "emoji", "--num-prompts", "20", "--out", "sheet", "--cutouts", "animals", "--offload", "model")
+        options = {"num_prompts": 20, "out": Path("sheet"), "cutouts": Path("animals")}
+        assert calls == [{"given": (painter,), **options}]
+        assert painter.opened[0]["offload"] == "model"
 
 
 class TestInfo:

@@ -155,10 +155,9 @@ class Truthful(SubjectPipeline):
 
 
 class TestEvaluate:
-    def test_the_whole_of_it(self, benchmark, folder, tmp_path, monkeypatch, capsys):
+    def test_the_whole_of_it(self, benchmark, folder, tmp_path, capsys):
         pipe = Truthful(benchmark)
-        monkeypatch.setattr(emoji, "load", lambda *_, **__: pipe)
-        rows = evaluate("mini", NUM_CASES, tmp_path, cutouts=folder)
+        rows = evaluate(pipe, NUM_CASES, tmp_path, cutouts=folder)
         assert pipe.stages == [None, (Stage(0.0, identity=0.0),), "paper"]
         for row in rows.values():
             assert (row["ground"], row["place"], row["identity"]) == (100, 100, 100) and row["region_psnr"] > 100

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import jaxtyping
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
@@ -274,14 +273,6 @@ def test_gradient_checkpointing_changes_no_gradient():
         return [weight.grad for weight in transformer.parameters()]
 
     assert all(map(torch.allclose, gradients(True), gradients(False)))
-
-
-@pytest.fixture
-def unchecked():
-    """Without shape checks, which cannot be compiled."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_compiled_blocks_share_one_graph_per_kind(unchecked):

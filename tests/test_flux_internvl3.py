@@ -5,7 +5,9 @@ import shutil
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 from test_hub import latents
+from test_quantization import BOUND, num_bytes
 from tiny_adapter import trained_pipeline
 from tiny_pipeline import tiny_pipeline
 
@@ -140,6 +142,29 @@ class TestOnStandIns:
         monkeypatch.setattr(module, "fetch", lambda repo, files, commit: tmp_path / "flux")
         with pytest.raises(WeightsError, match=message):
             module.load(shelf[0])
+
+    @pytest.mark.parametrize("quantization", ["none", "int8"])
+    def test_an_mllm_that_lacks_a_tensor(self, module, shelf, tmp_path, monkeypatch, quantization):
+        """transformers fills the gap with random weights."""
+        shutil.copytree(shelf[0] / "internvl", tmp_path / "internvl")
+        (file,) = (tmp_path / "internvl").glob("*.safetensors")
+        tensors = load_file(file)
+        tensors.pop(sorted(tensors)[3])
+        save_file(tensors, file, {"format": "pt"})
+        places = {module.FLUX: shelf[0] / "flux", module.INTERNVL: tmp_path / "internvl"}
+        monkeypatch.setattr(module, "fetch", lambda repo, files, commit: places[repo])
+        with pytest.raises(WeightsError, match=r"mllm: .* holds \d+ weights.* has \d+"):
+            module.load(shelf[0], quantization=quantization)
+
+    @pytest.mark.parametrize("quantization", ["int8", "fp8"])
+    def test_quantised(self, module, shelf, quantization):
+        """The adapter of a plain base acts on a quantised one; latents reach 4."""
+        folder, trained = shelf
+        pipe = module.load(folder, dtype=torch.float32, quantization=quantization)
+        change = (latents(pipe) - latents(trained)).abs().max()
+        assert 0 < change < BOUND[quantization]
+        for name in ("mllm", "transformer"):
+            assert num_bytes(getattr(pipe, name)) < 0.8 * num_bytes(getattr(trained, name))
 
     def test_torchvision_is_missing(self, module, shelf, monkeypatch):
         monkeypatch.setattr(module, "require", extras.require)

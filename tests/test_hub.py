@@ -11,10 +11,12 @@ import torch
 import yaml
 from mock_hub import running
 from safetensors.torch import load_file, save_file
+from tiny_adapter import trained_pipeline
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
 import subjectgen
-from subjectgen import SubjectPipeline, WeightsError
+from subjectgen import SubjectAdapter, SubjectPipeline, WeightsError
+from subjectgen.load import recipe
 from subjectgen.weights import model_hash, write_manifest
 
 REPO, OTHER = "someone/tiny-subjects", "someone/described-by-hand"
@@ -41,6 +43,16 @@ LOAD_OFFLINE = """
 import sys, subjectgen
 from subjectgen.weights import model_hash
 print(model_hash(subjectgen.load(sys.argv[1]).components))
+"""
+LOAD_REFUSED = """
+import sys, subjectgen
+from subjectgen import extras
+extras.find_spec = lambda name: name  # the Hub is asked before torchvision is needed
+for model, *adapter in (argument.split("+") for argument in sys.argv[1:]):
+    try:
+        subjectgen.load(model, adapter=adapter[0] if adapter else None)
+    except subjectgen.WeightsError as refused:
+        print(str(refused).replace(" ", "_").replace("\\n", "_"))
 """
 
 
@@ -173,6 +185,33 @@ def test_push_load_and_stay_offline(pipe, folder, tmp_path):
     assert in_process(LOAD_OFFLINE, hub.url, tmp_path, REPO, HF_HUB_OFFLINE="1") == [direct]
 
 
+def test_repositories_that_cannot_be_read(pipe, folder, tmp_path):
+    """Missing, gated, of another pipeline, without one file: by the name of a repository and through the recipes."""
+    adapter = SubjectAdapter.of(trained_pipeline()).save(tmp_path / "adapter.safetensors")
+    flux, qwen = recipe("flux-internvl3").FLUX, recipe("qwen-image-2.1").REPO
+    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    index = json.loads(files["model_index.json"])
+    of_flux = json.dumps({**index, "_class_name": "FluxPipeline"}).encode()
+    lost = next(path for path in files if path.startswith("transformer/") and path.endswith(".safetensors"))
+    with running() as hub:
+        hub.repos["a/gated"], hub.repos[flux], hub.gated = files, {"transformer/config.json": b"{}"}, {"a/gated", flux}
+        hub.repos["a/flux"] = {**files, "model_index.json": of_flux}
+        hub.repos["a/part"] = {path: content for path, content in files.items() if path != lost}
+        names = ("no/where", "a/gated", "a/flux", "a/part", f"flux-internvl3+{adapter}", "qwen-image-2.1")
+        told = in_process(LOAD_REFUSED, hub.url, tmp_path / "home", *names)
+    expected = (
+        "'no/where'_is_not_on_the_Hub,_or_is_private",
+        "'a/gated'_is_gated:_expected_an_account_that_may_read_it",
+        "'a/flux'_is_a_FluxPipeline:_expected_a_SubjectPipeline",
+        "'a/part'_cannot_be_loaded",
+        f"'{flux}'_is_gated",
+        f"'{qwen}'_is_not_on_the_Hub,_or_is_private",
+    )
+    assert len(told) == len(expected)
+    for message, start in zip(told, expected, strict=True):
+        assert message.startswith(start), message
+
+
 class TestRefusals:
     def damage(self, folder, name, change):
         (file,) = (folder / name).glob("*.safetensors")
@@ -208,6 +247,39 @@ class TestRefusals:
         file.write_bytes(file.read_bytes()[:size])
         with pytest.raises(WeightsError, match="transformer"):
             SubjectPipeline.from_pretrained(altered)
+
+    @pytest.mark.parametrize("name", ["mllm", "transformer"])
+    def test_missing_shard(self, pipe, name, tmp_path):
+        pipe.save_pretrained(tmp_path, max_shard_size="30KB")
+        shards = sorted((tmp_path / name).glob("*-of-*.safetensors"))
+        assert len(shards) > 2
+        shards[1].unlink()
+        with pytest.raises(WeightsError, match=rf"cannot be loaded.*{shards[1].name}|cannot be loaded.*{name}"):
+            subjectgen.load(tmp_path)
+
+    def test_another_pipeline_is_said_before_its_weights_are_read(self, altered, monkeypatch):
+        index = json.loads((altered / "model_index.json").read_text())
+        (altered / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
+        monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("reading"))
+        with pytest.raises(WeightsError, match=r"is a FluxPipeline: expected a SubjectPipeline\. Give .*recipe"):
+            subjectgen.load(altered)
+
+    @pytest.mark.parametrize(
+        ("part", "entry", "message"),
+        [
+            (
+                "transformer",
+                ["diffusers", "SD3Transformer2DModel"],
+                r"transformer is a SD3\w+: expected FluxTransformer2DModel or Qwen",
+            ),
+            ("mllm", ["transformers", "LlamaForCausalLM"], r"mllm is a Llama\w+: expected InternVL\w+ or Qwen3VL"),
+        ],
+    )
+    def test_another_architecture(self, altered, part, entry, message):
+        index = json.loads((altered / "model_index.json").read_text())
+        (altered / "model_index.json").write_text(json.dumps({**index, part: entry}))
+        with pytest.raises(WeightsError, match=message):
+            subjectgen.load(altered)
 
     def test_altered_against_a_manifest(self, altered):
         write_manifest(altered.parent, {"altered": ("Apache-2.0", "a test")})

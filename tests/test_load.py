@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderDC
+from test_quantization import BOUND, num_bytes
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
 import subjectgen
@@ -62,6 +63,15 @@ def test_recipe_and_folder_are_one_model(shipped):
     _, folder = shipped
     hashes = {weights.model_hash(loaded.components) for loaded in (subjectgen.load("mini"), subjectgen.load(folder))}
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_recipe_quantised(shipped, quantization):
+    """Near the plain one, whose latents reach 4, and smaller."""
+    plain, quantised = subjectgen.load("mini"), subjectgen.load("mini", quantization=quantization)
+    assert 0 < (latents(quantised) - latents(plain)).abs().max() < BOUND[quantization]
+    for name in ("mllm", "transformer"):
+        assert num_bytes(getattr(quantised, name)) < 0.8 * num_bytes(getattr(plain, name))
 
 
 def test_altered_weights(shipped):

@@ -1,6 +1,7 @@
 """Placing a pipeline: what works on a CPU changes no picture, what this machine cannot do is refused before loading."""
 
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from tiny_pipeline import tiny_pipeline
 
 import subjectgen
+from subjectgen.attention import working_backends
 from subjectgen.placement import OFFLOADS, check_placement, place
+
+
+def without(package):
+    return pytest.mark.skipif(find_spec(package) is not None, reason=f"{package} is installed")
+
 
 PROMPT = "a red cat on the blue ground"
 NO_ACCELERATOR = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
@@ -17,6 +24,11 @@ NO_ACCELERATOR = pytest.mark.skipif(torch.accelerator.is_available(), reason="th
 def painted(pipe):
     options = {"num_inference_steps": 2, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
     return pipe(PROMPT, **options).images
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    monkeypatch.setattr(sys.modules["subjectgen.load"], "_opener", lambda model: pytest.fail("loading has begun"))
 
 
 @pytest.fixture
@@ -34,9 +46,30 @@ def test_a_backend_is_that_of_every_block_and_changes_no_picture(pipe):
     assert (painted(pipe) - expected).abs().max() < 1e-5
 
 
-def test_a_backend_that_does_not_exist(pipe):
-    with pytest.raises(ValueError, match="native"):
-        place(pipe, attention_backend="telepathy")
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        ("telepathy", "diffusers knows no such backend"),
+        pytest.param("xformers", "missing package", marks=without("xformers")),
+        pytest.param("flash", "install `flash-attn", marks=without("flash_attn")),
+        pytest.param("sage_hub", "`kernels` package", marks=without("kernels")),
+        ("_native_cudnn", "."),
+    ],
+)
+@NO_ACCELERATOR
+def test_a_backend_that_cannot_run_here_is_refused_before_anything_is_loaded(backend, reason, nothing_is_loaded):
+    with pytest.raises(ValueError, match=rf"attention_backend='{backend}' on device='cpu': .*{reason}") as refused:
+        subjectgen.load("mini", attention_backend=backend)
+    works = str(refused.value).split("works there: ")[1].split(", ")
+    assert {"native", "_native_math"} <= set(works) and backend not in works
+
+
+def test_backends_said_to_work_do(pipe):
+    expected = painted(pipe)
+    for backend in working_backends(torch.device("cpu")):
+        if backend != "flex":  # compiles itself at its first use, which takes long
+            place(pipe, attention_backend=backend)
+            assert (painted(pipe) - expected).abs().max() < 1e-4, backend
 
 
 def test_compiled_blocks_are_those_of_the_dit(pipe, monkeypatch):
@@ -44,7 +77,7 @@ def test_compiled_blocks_are_those_of_the_dit(pipe, monkeypatch):
     monkeypatch.setattr(type(pipe.transformer), "compile_repeated_blocks", lambda self, **how: calls.append(how))
     place(pipe)
     assert not calls
-    place(pipe, compiled=True)
+    place(pipe, compile=True)
     assert calls == [{"fullgraph": True}]
 
 
@@ -58,7 +91,7 @@ def test_compiled_blocks_are_those_of_the_dit(pipe, monkeypatch):
 )
 def test_offloading_is_that_of_diffusers(pipe, offload, method, monkeypatch):
     calls = []
-    monkeypatch.setattr("subjectgen.placement.check_placement", lambda *_: None)
+    monkeypatch.setattr("subjectgen.placement.check_placement", lambda *_, **__: None)
     monkeypatch.setattr(type(pipe), method, lambda self, **how: calls.append(how))
     place(pipe, "cuda", offload=offload)
     (how,) = calls
@@ -85,7 +118,21 @@ def test_unknown_offload():
 
 @NO_ACCELERATOR
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
-def test_no_such_device_is_said_before_anything_is_loaded(device, monkeypatch):
-    monkeypatch.setattr(sys.modules["subjectgen.load"], "_opener", lambda model: pytest.fail("loading has begun"))
+def test_no_such_device_is_said_before_anything_is_loaded(device, nothing_is_loaded):
     with pytest.raises(ValueError, match=rf"device='{device}': this machine has no accelerator"):
         subjectgen.load("mini", device=device)
+
+
+@pytest.mark.parametrize("offload", ["group", "sequential"])
+def test_layers_that_move_are_not_compiled(offload, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    with pytest.raises(ValueError, match=rf"compile=True with offload='{offload}'.*'none' or 'model'"):
+        check_placement("cuda", offload, compile=True)
+    check_placement("cuda", "model", compile=True)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_paint_the_same(pipe, unchecked):
+    expected = painted(pipe)
+    place(pipe, compile=True)
+    assert (painted(pipe) - expected).abs().max() < 1e-4

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from diffusers import QwenImage21Transformer2DModel
+from safetensors.torch import load_file, save_file
+from test_quantization import num_bytes
 from tiny_qwen import TinyQwenProcessor, random, tiny_qwen_components
 
 from subjectgen.load import recipe, recipes
@@ -46,6 +48,50 @@ def test_a_damaged_download_says_what_to_do(module, tmp_path):
     (tmp_path / "vae/config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"Qwen/Qwen-Image-2\.1.*again"):
         module.load()
+
+
+DAMAGES = {
+    "missing tensor": lambda part: drop(part, 3),
+    "cut off": lambda part: weights_of(part).write_bytes(weights_of(part).read_bytes()[:1000]),
+    "no weights": lambda part: weights_of(part).unlink(),
+    "no configuration": lambda part: (part / "config.json").unlink(),
+}
+
+
+def weights_of(part):
+    (file,) = part.glob("*.safetensors")
+    return file
+
+
+def drop(part, position):
+    file = weights_of(part)
+    tensors = load_file(file)
+    tensors.pop(sorted(tensors)[position])
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_half_downloaded(module, tmp_path, part, damage):
+    """A loader that fills the gap with random weights must not have the last word."""
+    DAMAGES[damage](tmp_path / part)
+    component = "mllm" if part == "text_encoder" else part
+    with pytest.raises(
+        WeightsError, match=rf"Qwen/Qwen-Image-2\.1' cannot be loaded|{component}: .* holds \d+ weights"
+    ):
+        module.load()
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_quantised(module, quantization):
+    """Near the plain one and smaller; each of these latents is about 1."""
+    options = {"height": 64, "width": 96, "num_inference_steps": 2, "output_type": "latent"}
+    pipes = [module.load(dtype=torch.float32, quantization=each) for each in ("none", quantization)]
+    latents = [pipe(PROMPT, latents=random(1, 8, 4, 6, seed=0), **options).images for pipe in pipes]
+    assert 0 < (latents[1] - latents[0]).abs().max() < 0.05
+    for name in ("mllm", "transformer"):
+        plain, quantised = (num_bytes(getattr(pipe, name)) for pipe in pipes)
+        assert quantised < 0.8 * plain
 
 
 def test_it_is_found_by_its_name():

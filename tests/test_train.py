@@ -435,7 +435,7 @@ class TestTrain:
             phases: list = []
             train(phase, begun, steps=1)
             assert not compiled
-            train(phase, begun, steps=1, compiled=True)
+            train(phase, begun, steps=1, compile=True)
             learned = {id(parameter) for parameter in phases[-1].model.parameters()}
             assert {id(parameter) for network, _ in compiled for parameter in network.parameters()} == learned
             compiled.clear()

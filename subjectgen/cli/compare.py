@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from subjectgen.cli.generate import generators, parse_size, step_bar
-from subjectgen.cli.model import Adapter, Model, check_out, open_model
+from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization, check_out, open_model
 
 CELL = 256  # pixels of a picture on the sheet
 
@@ -22,6 +22,10 @@ def compare(
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
     model: Model = "mini",
     adapter: Adapter = None,
+    quantization: Quantization = "none",
+    offload: Offload = "none",
+    attention_backend: AttentionBackend = None,
+    compile: Compile = False,
 ) -> None:
     """Paint your subject under several stages: how meaning hands over to identity."""
     from subjectgen.evaluate.sheet import captioned_sheet
@@ -35,7 +39,14 @@ def compare(
     check_out(out, ".png")
     width, height = parse_size(size)
     references = [load_image(file) for file in subject]
-    pipe = open_model(model, adapter)
+    pipe = open_model(
+        model,
+        adapter=adapter,
+        quantization=quantization,
+        offload=offload,
+        attention_backend=attention_backend,
+        compile=compile,
+    )
     subjects, seeds = pipe.encode_subjects(references), [seed + k for k in range(num_images)]
     options = {"height": height, "width": width, "num_inference_steps": steps}
     rows = []

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from subjectgen.cli.model import EMBEDS_SUFFIX, Adapter, Model, check_out, open_model
+from subjectgen.cli.model import (
+    EMBEDS_SUFFIX,
+    Adapter,
+    AttentionBackend,
+    Compile,
+    Model,
+    Offload,
+    Quantization,
+    check_out,
+    open_model,
+)
 
 
 def encode(
@@ -13,11 +23,23 @@ def encode(
     out: Annotated[Path, typer.Option(help="The .safetensors to write.")] = Path("subject.safetensors"),
     model: Model = "mini",
     adapter: Adapter = None,
+    quantization: Quantization = "none",
+    offload: Offload = "none",
+    attention_backend: AttentionBackend = None,
+    compile: Compile = False,
 ) -> None:
     """Encode subjects for this model; give the file to `generate --subject`."""
     from subjectgen.images import load_image
 
     check_out(out, EMBEDS_SUFFIX)
     images = [load_image(file) for file in subject]
-    open_model(model, adapter).encode_subjects(images).save(out)
+    pipe = open_model(
+        model,
+        adapter=adapter,
+        quantization=quantization,
+        offload=offload,
+        attention_backend=attention_backend,
+        compile=compile,
+    )
+    pipe.encode_subjects(images).save(out)
     typer.echo(str(out))

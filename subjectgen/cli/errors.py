@@ -47,9 +47,10 @@ def _is_refusal(error: Exception) -> bool:
     from safetensors import SafetensorError
 
     from subjectgen.extras import MissingExtraError
+    from subjectgen.memory import OutOfMemory
     from subjectgen.weights import WeightsError
 
-    return isinstance(error, (ValueError, OSError, WeightsError, MissingExtraError, SafetensorError))
+    return isinstance(error, (ValueError, OSError, WeightsError, MissingExtraError, OutOfMemory, SafetensorError))
 
 
 def _message(error: Exception) -> str:

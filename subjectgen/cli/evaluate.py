@@ -5,17 +5,32 @@ from typing import Annotated
 
 import typer
 
+from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization, open_model
+
 commands = typer.Typer(name="evaluate", help="Measure a model.", no_args_is_help=True)
 
 
 @commands.command()
 def emoji(
-    model: Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")] = "mini",
+    model: Model = "mini",
+    adapter: Adapter = None,
     num_prompts: Annotated[int, typer.Option(min=1, help="Prompts to measure on.")] = 200,
     out: Annotated[Path, typer.Option(help="The folder for the table and the contact sheet.")] = Path("out/emoji"),
     cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
+    quantization: Quantization = "none",
+    offload: Offload = "none",
+    attention_backend: AttentionBackend = None,
+    compile: Compile = False,
 ) -> None:
     """Measure identity and obedience against the rendered truth of the emoji world."""
     from subjectgen.evaluate.emoji import evaluate as evaluate_emoji
 
-    evaluate_emoji(model=model, num_prompts=num_prompts, out=out, cutouts=cutouts)
+    pipe = open_model(
+        model,
+        adapter=adapter,
+        quantization=quantization,
+        offload=offload,
+        attention_backend=attention_backend,
+        compile=compile,
+    )
+    evaluate_emoji(pipe, num_prompts=num_prompts, out=out, cutouts=cutouts)

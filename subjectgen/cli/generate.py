@@ -11,7 +11,17 @@ import typer
 
 from subjectgen.cli.errors import screen
 from subjectgen.cli.info import installed_version
-from subjectgen.cli.model import Adapter, Model, check_out, open_model, read_subjects
+from subjectgen.cli.model import (
+    Adapter,
+    AttentionBackend,
+    Compile,
+    Model,
+    Offload,
+    Quantization,
+    check_out,
+    open_model,
+    read_subjects,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,12 +46,23 @@ def generate(
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
     model: Model = "mini",
     adapter: Adapter = None,
+    quantization: Quantization = "none",
+    offload: Offload = "none",
+    attention_backend: AttentionBackend = None,
+    compile: Compile = False,
 ) -> None:
     """Paint your subject in the scene you describe."""
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
     subjects = read_subjects(subject or [])
-    pipe = open_model(model, adapter)
+    pipe = open_model(
+        model,
+        adapter=adapter,
+        quantization=quantization,
+        offload=offload,
+        attention_backend=attention_backend,
+        compile=compile,
+    )
     seeds = [(secrets.randbelow(2**31) if seed is None else seed) + k for k in range(num_images)]
     with step_bar() as on_step_end:
         pictures = pipe(

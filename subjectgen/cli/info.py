@@ -2,7 +2,6 @@
 
 import os
 import platform
-import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ PACKAGES = (
     "safetensors",
     "huggingface_hub",
     "xformers",
+    "torchao",
+    "bitsandbytes",
 )
 
 
@@ -70,28 +71,13 @@ def _gib(size: int) -> str:
 
 
 def _backends() -> tuple[str, str]:
-    """Each backend of diffusers is tried on a small attention; those fetched from the Hub are not, to stay offline."""
+    """Those fetched from the Hub are not tried, to stay offline."""
     import torch
-    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    from subjectgen.attention import working_backends
 
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    names = [backend.value for backend in AttentionBackendName if "hub" not in backend.value]
-    return str(device), ", ".join(name for name in names if _works(name, device))
-
-
-def _works(backend: str, device: Any) -> bool:
-    import torch
-    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    query = torch.ones(1, 16, 2, 64, device=device, dtype=dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dispatch_attention_fn(query, query, query, backend=AttentionBackendName(backend))
-        except Exception:  # whatever a backend raises, it does not work here
-            return False
-    return True
+    return str(device), ", ".join(working_backends(device))
 
 
 def _weights() -> list[tuple[str, ...]]:

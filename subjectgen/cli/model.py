@@ -18,10 +18,24 @@ Model = Annotated[str, typer.Option(help="A bundled model's name, a folder, or a
 Adapter = Annotated[
     str | None, typer.Option(help="What was trained on top of a model that needs it: a file, a folder, a Hub repo id.")
 ]
+Quantization = Annotated[
+    str, typer.Option(help="none, int8, fp8 or nf4: keep large layers in 8 or 4 bits, for less memory.")
+]
+Offload = Annotated[
+    str,
+    typer.Option(help="none, model, group or sequential: what waits off the device, from fast to little memory."),
+]
+AttentionBackend = Annotated[
+    str | None, typer.Option(help="What computes attention in the DiT; `subjectgen info` lists what works here.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the DiT: a slow first step, faster ones after it.")]
 
 
-def open_model(name: str, adapter: str | None = None) -> "SubjectPipeline":
-    """A bundled model's name, a folder or a Hub repo id => the pipeline on this machine's best device."""
+def open_model(name: str, **options: Any) -> "SubjectPipeline":
+    """A bundled model's name, a folder or a Hub repo id => the pipeline on this machine's best device.
+
+    options: as of `subjectgen.load`.
+    """
     with screen.status(f"loading {name}"):
         import torch
         from diffusers.utils import logging as diffusers_logging
@@ -31,7 +45,7 @@ def open_model(name: str, adapter: str | None = None) -> "SubjectPipeline":
 
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        pipe = subjectgen.load(name, adapter=adapter, device=torch.accelerator.current_accelerator() or "cpu")
+        pipe = subjectgen.load(name, device=torch.accelerator.current_accelerator() or "cpu", **options)
     pipe.set_progress_bar_config(disable=True)  # the command has a bar of its own
     return pipe
 

@@ -17,7 +17,7 @@ def mini(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step. The phase's own if left out.")] = None,
-    compiled: Annotated[
+    compile: Annotated[
         bool, typer.Option("--compile", help="By torch.compile: minutes at the start, for long runs.")
     ] = False,
 ) -> None:
@@ -36,7 +36,7 @@ def mini(
         resume=resume,
         cutouts=cutouts,
         batch_size=batch_size,
-        compiled=compiled,
+        compile=compile,
     )
 
 

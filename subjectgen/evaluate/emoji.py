@@ -23,7 +23,6 @@ from subjectgen.data.world import COLOURS, PLACES, SIDE, Scene, random_scene
 from subjectgen.evaluate.sheet import captioned_sheet, picture_of
 from subjectgen.files import whole_file
 from subjectgen.generate.stages import Stage
-from subjectgen.load import load
 from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
 
@@ -110,7 +109,7 @@ class EmojiBenchmark:
 
 
 def evaluate(
-    model: str,
+    pipe: SubjectPipeline,
     num_prompts: int,
     out: Path,
     stages: Sequence[str] = ("default", "mllm only", "paper"),
@@ -118,7 +117,6 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Measure a model under several stage settings; writes scores.jsonl, table.json and sheet.png, prints the table."""
     benchmark = EmojiBenchmark(num_prompts, cutouts)
-    pipe = load(model, device=torch.accelerator.current_accelerator() or "cpu")
     pipe.set_progress_bar_config(disable=True)
     rows: dict[str, dict[str, float]] = {}
     painted: dict[str, list[Tensor]] = {}

@@ -3,6 +3,7 @@
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -146,6 +147,11 @@ class DualLayerAggregator(ModelMixin, ConfigMixin):
         count = mask.sum(1, keepdim=True)
         pooled = self.pooled(x.sum(1) / count.clamp(min=1))
         return x, torch.where(count > 0, pooled, self.null_pooled)
+
+    @apply_forward_hook
+    def pooled_of_nothing(self) -> Float[Tensor, " pooled"]:
+        """`null_pooled`, fetched as for a forward: offloaded, it may have no values outside of one."""
+        return self.null_pooled
 
     def pool_layers(
         self,

@@ -50,12 +50,12 @@ def train(
     resume: bool = False,
     cutouts: Path | None = None,
     batch_size: int | None = None,
-    compiled: bool = False,
+    compile: bool = False,
     seed: int = 0,
 ) -> None:
     """Train one phase into `out`; after stage 2 the whole pipeline is in `out/pipeline`.
 
-    compiled: by `torch.compile`, once for each shape (numbers of subjects, lengths of prompts).
+    compile: by `torch.compile`, once for each shape (numbers of subjects, lengths of prompts).
 
     Raises ValueError for an unknown phase or too few subjects, FileNotFoundError where the phase before has not been
     trained.
@@ -66,7 +66,7 @@ def train(
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     trained = builder(phase, out)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
     leads = Workers(trained.model).leads  # one process of those that train together writes
-    for network in trained.networks if compiled else ():
+    for network in trained.networks if compile else ():
         network.compile(dynamic=False)
     run(trained, out, Budget(steps=steps, minutes=minutes), SCHEDULES[phase], resume=resume)
     if phase == "stage2" and leads:

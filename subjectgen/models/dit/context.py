@@ -179,12 +179,13 @@ def reading(transformer) -> Iterator[None]:
         yield
 
 
-def weights_state(transformer, like: Tensor) -> tuple[Any, ...]:
-    """Changes whenever the weights do, so that nothing is used that other weights, or another LoRA, left behind."""
+def weights_state(transformer, null_pooled: Float[Tensor, " pooled"]) -> tuple[Any, ...]:
+    """Changes whenever what conditions are read with does: weights, LoRA, the pooled vector of no prompt."""
     weights = [0 if weight.is_inference() else weight._version for weight in transformer.parameters()]
     adapters = [
         (tuple(module.scaling.items()), tuple(module.active_adapters), module.disable_adapters)
         for module in transformer.modules()
         if hasattr(module, "active_adapters") and hasattr(module, "scaling")
     ]
-    return id(transformer), like.dtype, like.device, len(weights), sum(weights), tuple(adapters)
+    pooled = (null_pooled.dtype, null_pooled.device, tuple(null_pooled.tolist()))
+    return id(transformer), pooled, len(weights), sum(weights), tuple(adapters)

@@ -1,21 +1,18 @@
 """What stands beside the noise in each forward of a stage, from a list of conditions: passed along, or kept once."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, beside_noise, joined, key_bias, real_tokens
 from subjectgen.models.dit.positions import Grid, image_ids
 from subjectgen.types import Condition, IdentityTokens, SemanticTokens
-
-readings = itertools.count()  # a name for each, so that a step cache never takes one for another
 
 Memo = dict[int, tuple[SemanticTokens, KeyValues]]  # by id; holds the tokens, so that an id stays theirs
 
@@ -24,7 +21,7 @@ Memo = dict[int, tuple[SemanticTokens, KeyValues]]  # by id; holds the tokens, s
 class Share:
     """The samples of a batch that one forward serves, and what stands beside their noise tokens."""
 
-    rows: tuple[int, ...]
+    rows: Int[Tensor, " b"]
     text: Float[Tensor, "b text width"]
     image: Float[Tensor, "b references channels"]
     image_ids: Float[Tensor, "noise_and_references 3"]
@@ -80,7 +77,7 @@ def joint_shares(
         seen = real.new_ones(len(rows), 1)
         noise = (seen.expand(-1, grid[0] * grid[1]), 1.0)
         yield Share(
-            rows=tuple(rows),
+            rows=torch.tensor(rows, device=text.device),
             text=text,
             image=image,
             image_ids=image_ids(grid, grids, text.device),
@@ -104,7 +101,7 @@ def cached_share(
     kept, bias = beside_noise(kinds, grid[0] * grid[1])
     config = denoiser.transformer.config
     return Share(
-        rows=tuple(range(len(conditions))),
+        rows=torch.arange(len(conditions), device=null_pooled.device),
         text=null_pooled.new_zeros(len(conditions), 0, config["joint_attention_dim"]),
         image=null_pooled.new_zeros(len(conditions), 0, config["in_channels"]),
         image_ids=image_ids(grid, (), null_pooled.device),
@@ -174,9 +171,16 @@ def _read_references(denoiser, identity: IdentityTokens, null_pooled: Tensor) ->
 
 @contextmanager
 def reading(transformer) -> Iterator[None]:
-    """Conditions are read once, each of another length: never compiled for that, never a step of a step cache."""
-    with torch.compiler.set_stance("force_eager"), transformer.cache_context(f"reading {next(readings)}"):
+    """Conditions are read once, each of another length: never compiled or a step of a step cache."""
+    restart_step_caches(transformer)
+    with torch.compiler.set_stance("force_eager"), transformer.cache_context("reading"):
         yield
+
+
+def restart_step_caches(transformer) -> None:
+    """Drop what step caches of diffusers keep: it serves no other stage, call or reading."""
+    if transformer.is_cache_enabled:
+        transformer._reset_stateful_cache()
 
 
 def weights_state(transformer, null_pooled: Float[Tensor, " pooled"]) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, beside_noise, joined, key_bias, real_tokens
+from subjectgen.models.dit.parallel import Ranks, undivided
 from subjectgen.models.dit.positions import Grid, image_ids
 from subjectgen.types import Condition, IdentityTokens, SemanticTokens
 
@@ -111,6 +112,20 @@ def cached_share(
     )
 
 
+def for_process(share: Share, num_noise: int, ranks: Ranks) -> Share:
+    """What one of several processes needs of a share: streams that can be split, its part of what is kept."""
+    text, image = share.text.shape[1], num_noise + share.image.shape[1]
+    kept = 0 if share.kept is None else share.kept.keys.shape[2]
+    return replace(
+        share,
+        text=ranks.padded(share.text, 1),
+        image=ranks.padded(share.image, 1, beside=num_noise),
+        image_ids=ranks.padded(share.image_ids, 0),
+        kept=ranks.kept(share.kept),
+        bias=ranks.bias(share.bias, (text, image, kept), like=share.text),
+    )
+
+
 def _text(
     denoiser, semantics: Sequence[SemanticTokens | None], like: Tensor
 ) -> tuple[Float[Tensor, "b t width"], Bool[Tensor, "b t"]]:
@@ -171,9 +186,9 @@ def _read_references(denoiser, identity: IdentityTokens, null_pooled: Tensor) ->
 
 @contextmanager
 def reading(transformer) -> Iterator[None]:
-    """Conditions are read once, each of another length: never compiled or a step of a step cache."""
+    """Conditions are read once, each of another length: never compiled, split, or a step of a step cache."""
     restart_step_caches(transformer)
-    with torch.compiler.set_stance("force_eager"), transformer.cache_context("reading"):
+    with torch.compiler.set_stance("force_eager"), transformer.cache_context("reading"), undivided(transformer):
         yield
 
 

@@ -17,10 +17,12 @@ from subjectgen.models.dit.context import (
     StageContext,
     Weights,
     cached_share,
+    for_process,
     joint_shares,
     restart_step_caches,
 )
 from subjectgen.models.dit.kept import KeyValues, weighed
+from subjectgen.models.dit.parallel import ranks_of
 from subjectgen.models.dit.positions import Grid, grid_ids, position_features, reference_ids
 from subjectgen.models.dit.processor import AttentionCall, ConditionProcessor, install, rotated
 from subjectgen.types import Condition
@@ -112,6 +114,8 @@ class FluxDenoiser:
         guidance: float | int | None = None,
     ) -> Float[Tensor, "b n c"]:
         """Velocity of noise tokens that see one another and the kept keys (True = seen, or a bias of the logits)."""
+        if ranks_of(self.transformer).degree > 1:
+            raise ValueError("denoise_with_kv over several processes: expected one. Call prepare() and velocity()")
         if mask is not None:
             bias = weighed(mask) if mask.dtype == torch.bool else mask
             mask = torch.cat([bias.new_zeros(tokens.shape[:2]), bias], dim=1)
@@ -138,13 +142,15 @@ class FluxDenoiser:
         `name` keys the step caches of diffusers, which start anew. `memo` belongs to one call on one list of prompts
         and saves reading the same semantic tokens twice; references are remembered by their `IdentityTokens`.
         """
+        ranks, num_noise = ranks_of(self.transformer), grid[0] * grid[1]
         weights = Weights(semantic=semantic, identity=identity)
         present = [weights.present(condition) for condition in conditions]
         null_pooled = null_pooled.to(self.transformer.dtype)
         if self.conditions == "joint":
-            shares = tuple(joint_shares(self, present, grid, weights, null_pooled))
+            shares = joint_shares(self, present, grid, weights, null_pooled)
         else:
             shares = (cached_share(self, present, grid, weights, null_pooled, {} if memo is None else memo),)
+        shares = tuple(for_process(share, num_noise, ranks) for share in shares)
         restart_step_caches(self.transformer)
         return StageContext(shares=shares, features=self._position_features(grid, null_pooled), name=name)
 

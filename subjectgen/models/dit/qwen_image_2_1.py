@@ -16,6 +16,7 @@ from torch import Tensor
 
 from subjectgen.models.dit.context import Weights, reading, restart_step_caches, weights_state
 from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, beside_noise, joined
+from subjectgen.models.dit.parallel import Ranks, ranks_of
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.dit.prefix import PrefixCall, PrefixProcessor, Turn
 from subjectgen.models.dit.processor import install
@@ -148,15 +149,19 @@ class QwenImage21Denoiser:
         `like` says on which device. `name` keys the step caches of diffusers, which start anew. `memo` belongs to one
         call and saves reading the same prompt twice; references are remembered by their `IdentityTokens`.
         """
+        ranks, num_noise = ranks_of(self.transformer), grid[0] * grid[1]
+        _check_tokens(grid, ranks)
         weights = Weights(semantic=semantic, identity=identity)
         like = like.to(self.transformer.dtype)
         memo = {} if memo is None else memo
         read = [self._read_once(weights.present(condition), like, memo) for condition in conditions]
         kinds = (([each.semantic for each in read], semantic), ([each.identity for each in read], identity))
-        kept, bias = beside_noise(kinds, grid[0] * grid[1])
+        kept, bias = beside_noise(kinds, num_noise)
+        num_kept = 0 if kept is None else kept.keys.shape[2]
         turn = torch.stack([self._turn(each.end, like.device)[1] for each in read])[:, None]
         restart_step_caches(self.transformer)
-        return PrefixContext(kept=kept, bias=bias, turn=turn, grid=grid, name=name)
+        bias = ranks.bias(bias, (num_noise, num_kept), like=turn)
+        return PrefixContext(kept=ranks.kept(kept), bias=bias, turn=turn, grid=grid, name=name)
 
     def velocity(
         self,
@@ -252,3 +257,11 @@ class QwenImage21Denoiser:
             return_dict=False,
         )
         return velocity
+
+
+def _check_tokens(grid: Grid, ranks: Ranks) -> None:
+    if ranks.padding(grid[0] * grid[1]):
+        raise ValueError(
+            f"{grid[0]} x {grid[1]} tokens over {ranks.degree} processes: expected a multiple of {ranks.degree}. "
+            "Ask for another height or width, or split over fewer processes (ulysses_degree)"
+        )

@@ -70,7 +70,14 @@ def split(transformer, **config):
     parallel = ContextParallelConfig(**{"ulysses_degree": 2, **config})
     parallel._ulysses_local_rank = 0
     transformer._parallel_config = ParallelConfig(context_parallel_config=parallel)
+    set_backend(transformer, AttentionBackendName.NATIVE)
     return transformer
+
+
+def set_backend(transformer, backend):
+    """Of this transformer alone: set_attention_backend() also sets that of all others."""
+    for processor in transformer.attn_processors.values():
+        processor._attention_backend = backend
 
 
 def prepare(transformer):
@@ -92,8 +99,7 @@ def test_what_would_paint_a_wrong_picture_is_refused(config, says):
 
 def test_a_backend_that_sees_its_own_share_only_is_refused():
     transformer = split(tiny_flux())
-    for processor in transformer.attn_processors.values():
-        processor._attention_backend = AttentionBackendName._NATIVE_MATH
+    set_backend(transformer, AttentionBackendName._NATIVE_MATH)
     with pytest.raises(ValueError, match="backend '_native_math' cannot be split"):
         prepare(transformer)
 

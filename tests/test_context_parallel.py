@@ -125,7 +125,9 @@ def test_tokens_that_cannot_be_shared_are_refused():
         QwenImage21Denoiser(transformer).prepare([Condition()], (2, 2), 1.0, 1.0, torch.zeros(0))
 
 
-def test_enabling_is_refused_twice_and_training_at_all():
+def test_enabling_is_refused_alone_and_twice_and_training_at_all():
+    with pytest.raises(ValueError, match="start the script with torchrun"):
+        enable_context_parallel(tiny_flux(), 2)
     transformer = split(tiny_flux())
     with pytest.raises(ValueError, match="enable it once"):
         enable_context_parallel(transformer, 2)

@@ -1,18 +1,26 @@
 """The step caches of diffusers on every kind of denoiser: what they leave out, and what they never may."""
 
 import itertools
+import json
 from contextlib import contextmanager
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, FluxPipeline, MagCacheConfig, QwenImage21Pipeline, TaylorSeerCacheConfig
+from diffusers import (
+    FirstBlockCacheConfig,
+    FluxPipeline,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    QwenImage21Pipeline,
+    TaylorSeerCacheConfig,
+)
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 from parity.test_flux_parity import STEPS as FEW
 from parity.test_flux_parity import arguments, ours, pipeline
 from tiny_flux import semantic, tiny_flux
 from tiny_pipeline import picture, tiny_pipeline
 from tiny_qwen import CHANNELS, random, tiny_qwen_components, tiny_qwen_pipeline
-from tiny_runs import CFG, KINDS, MEANING_FIRST, STEPS, THREE_TERMS, smooth, tiny_qwen_transformer
+from tiny_runs import CFG, KINDS, MEANING_FIRST, STAGE_STEPS, STEPS, THREE_TERMS, smooth, tiny_qwen_transformer
 
 from subjectgen.generate.guide import Guidance
 from subjectgen.models.dit.flux import FluxDenoiser
@@ -175,12 +183,27 @@ def test_qwen_with_a_cache_is_that_of_diffusers(config, images):
 
 
 def test_ratios_are_calibrated_as_by_diffusers(capsys):
-    """With one stage; with several, a stage is as a run: num_inference_steps are those of the longest."""
+    """Of a run with one stage."""
     condition, config = Condition(semantic=semantic(7, 1)), MagCacheConfig(calibrate=True, num_inference_steps=FEW)
     pipeline(FluxPipeline, cached(config, tiny_flux()))(**arguments((3, 5), condition))
     expected = capsys.readouterr().out
     ours(FluxDenoiser(cached(config, tiny_flux()), "joint"), (3, 5), condition)
     assert "mag_ratios" in expected and capsys.readouterr().out == expected
+
+
+def test_ratios_of_stages_are_those_of_the_longest(capsys):
+    """A stage is as a run: with the steps of the longest, each of its passes tells its ratios when it is done."""
+    config = MagCacheConfig(calibrate=True, num_inference_steps=max(STAGE_STEPS))
+    KINDS["qwen"].run(cached(config, KINDS["qwen"].transformer()), stages=MEANING_FIRST)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("[1.0")]
+    assert [len(ratios) for ratios in told] == [max(STAGE_STEPS)] * 2
+
+
+def test_a_cache_that_takes_passes_for_steps_is_refused():
+    config = PyramidAttentionBroadcastConfig(2, current_timestep_callback=lambda: 500)
+    for kind in KINDS.values():
+        with pytest.raises(ValueError, match="PyramidAttentionBroadcastConfig: expected a step cache that tells"):
+            kind.run(cached(config, kind.transformer()))
 
 
 @pytest.mark.parametrize("build", [tiny_pipeline, tiny_qwen_pipeline], ids=["flux", "qwen"])

@@ -19,6 +19,7 @@ from subjectgen.types import Condition
 STEPS = 12
 EVERYTHING = (Stage(0.0),)
 MEANING_FIRST = (Stage(0.7, identity=0.0), Stage(0.4), Stage(0.0, semantic=0.5))  # token counts change in mid-run
+STAGE_STEPS = (6, 4, 2)  # of MEANING_FIRST
 CFG = Guidance(scale=2.5, negative="no_identity")
 THREE_TERMS = Guidance(identity=1.5, text=2.0)
 

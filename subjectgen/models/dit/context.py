@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -14,6 +15,8 @@ from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, beside_noise
 from subjectgen.models.dit.parallel import Ranks, undivided
 from subjectgen.models.dit.positions import Grid, image_ids
 from subjectgen.types import Condition, IdentityTokens, SemanticTokens
+
+STEP_CACHES = (FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig)
 
 Memo = dict[int, tuple[SemanticTokens, KeyValues]]  # by id; holds the tokens, so that an id stays theirs
 
@@ -193,9 +196,20 @@ def reading(transformer) -> Iterator[None]:
 
 
 def restart_step_caches(transformer) -> None:
-    """Drop what step caches of diffusers keep: it serves no other stage, call or reading."""
-    if transformer.is_cache_enabled:
-        transformer._reset_stateful_cache()
+    """Drop what step caches of diffusers keep: it serves no other stage, call or reading.
+
+    Raises ValueError for a cache that takes the passes of a step, or the reading of conditions, for steps.
+    """
+    if not transformer.is_cache_enabled:
+        return
+    if not isinstance(transformer._cache_config, STEP_CACHES):
+        known = ", ".join(kind.__name__ for kind in STEP_CACHES)
+        name = type(transformer._cache_config).__name__
+        raise ValueError(
+            f"{name}: expected a step cache that tells passes apart, one of {known}. "
+            "Call transformer.disable_cache() and enable one of these"
+        )
+    transformer._reset_stateful_cache()
 
 
 def weights_state(transformer, null_pooled: Float[Tensor, " pooled"]) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import ContextParallelConfig
 from diffusers.hooks import MagCacheConfig, TaylorSeerCacheConfig
@@ -90,19 +91,18 @@ def ranks_of(transformer: Any) -> Ranks:
 def enable_context_parallel(transformer: Any, ulysses_degree: int) -> None:
     """Let `ulysses_degree` processes make each picture together: the same call in each of them, with the same seeds.
 
-    As `transformer.enable_parallelism`, and also on the CPU and for nets that diffusers has no plan for. Needs
-    torch.distributed.init_process_group(). Raises ValueError for a net that cannot be split so.
+    As `transformer.enable_parallelism`, and also on the CPU and for nets that diffusers has no plan for. For a
+    transformer on the device where it computes, after torch.distributed.init_process_group(). Raises ValueError for a
+    net that cannot be split so.
     """
     if _context_parallel(transformer) is not None:
         raise ValueError("the transformer is already split over processes: enable it once")
+    _check_processes(ulysses_degree)
     config = ContextParallelConfig(ulysses_degree=ulysses_degree)
     _check_split(transformer, config)
-    parallel = ParallelConfig(context_parallel_config=config)
-    device = transformer.device
-    mesh = init_device_mesh(device.type, config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    parallel.setup(rank, world_size, device, mesh=mesh)
-    transformer._parallel_config = parallel
+    transformer._parallel_config = parallel = ParallelConfig(context_parallel_config=config)
+    mesh = init_device_mesh(transformer.device.type, config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
+    parallel.setup(dist.get_rank(), dist.get_world_size(), transformer.device, mesh=mesh)
     for processor in transformer.attn_processors.values():
         processor._parallel_config = parallel
     apply_context_parallel(transformer, config, _plan(transformer))
@@ -147,6 +147,16 @@ def _plan(transformer: Any) -> dict[str, Any]:
             return QWEN_IMAGE_2_1_PLAN
         case _:
             return transformer._cp_plan
+
+
+def _check_processes(ulysses_degree: int) -> None:
+    if not dist.is_initialized():
+        raise ValueError(
+            "no processes to share a picture: start the script with torchrun, and call "
+            "torch.distributed.init_process_group() in it"
+        )
+    if ulysses_degree != dist.get_world_size():
+        raise ValueError(f"ulysses_degree={ulysses_degree}: expected the number of processes, {dist.get_world_size()}")
 
 
 def _check_split(transformer: Any, config: ContextParallelConfig) -> None:

@@ -231,6 +231,20 @@ def test_changed_weights_read_a_subject_again():
     assert not torch.allclose(before, after)
 
 
+def test_another_null_vector_reads_a_subject_again():
+    """The references are read with it, though no weight of the transformer has changed."""
+    denoiser, null = FluxDenoiser(tiny_flux()), NULL.clone()
+    subject = Condition(identity=identity((3, 4), seed=2))
+
+    def kept(condition):
+        return denoiser.prepare([condition], GRID, 1.0, 1.0, null).shares[0].kept.keys
+
+    before = kept(subject)
+    null.mul_(-1)
+    fresh = Condition(identity=replace(subject.identity, kv={}))
+    assert torch.equal(kept(subject), kept(fresh)) and not torch.allclose(kept(subject), before)
+
+
 def test_padded_batches_of_training_equal_lists_of_sampling():
     denoiser = FluxDenoiser(tiny_flux(8))
     conditions = [Condition(semantic=semantic(n, n), identity=identity((3, 4), (3, 4), seed=n)) for n in (7, 4)]

@@ -1,21 +1,22 @@
 """What stands beside the noise in each forward of a stage, from a list of conditions: passed along, or kept once."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, beside_noise, joined, key_bias, real_tokens
+from subjectgen.models.dit.parallel import Ranks, undivided
 from subjectgen.models.dit.positions import Grid, image_ids
 from subjectgen.types import Condition, IdentityTokens, SemanticTokens
 
-readings = itertools.count()  # a name for each, so that a step cache never takes one for another
+STEP_CACHES = (FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig)
 
 Memo = dict[int, tuple[SemanticTokens, KeyValues]]  # by id; holds the tokens, so that an id stays theirs
 
@@ -24,7 +25,7 @@ Memo = dict[int, tuple[SemanticTokens, KeyValues]]  # by id; holds the tokens, s
 class Share:
     """The samples of a batch that one forward serves, and what stands beside their noise tokens."""
 
-    rows: tuple[int, ...]
+    rows: Int[Tensor, " b"]
     text: Float[Tensor, "b text width"]
     image: Float[Tensor, "b references channels"]
     image_ids: Float[Tensor, "noise_and_references 3"]
@@ -80,7 +81,7 @@ def joint_shares(
         seen = real.new_ones(len(rows), 1)
         noise = (seen.expand(-1, grid[0] * grid[1]), 1.0)
         yield Share(
-            rows=tuple(rows),
+            rows=torch.tensor(rows, device=text.device),
             text=text,
             image=image,
             image_ids=image_ids(grid, grids, text.device),
@@ -104,13 +105,27 @@ def cached_share(
     kept, bias = beside_noise(kinds, grid[0] * grid[1])
     config = denoiser.transformer.config
     return Share(
-        rows=tuple(range(len(conditions))),
+        rows=torch.arange(len(conditions), device=null_pooled.device),
         text=null_pooled.new_zeros(len(conditions), 0, config["joint_attention_dim"]),
         image=null_pooled.new_zeros(len(conditions), 0, config["in_channels"]),
         image_ids=image_ids(grid, (), null_pooled.device),
         pooled=_pooled(conditions, null_pooled),
         kept=kept,
         bias=bias,
+    )
+
+
+def for_process(share: Share, num_noise: int, ranks: Ranks) -> Share:
+    """What one of several processes needs of a share: streams that can be split, its part of what is kept."""
+    text, image = share.text.shape[1], num_noise + share.image.shape[1]
+    kept = 0 if share.kept is None else share.kept.keys.shape[2]
+    return replace(
+        share,
+        text=ranks.padded(share.text, 1),
+        image=ranks.padded(share.image, 1, beside=num_noise),
+        image_ids=ranks.padded(share.image_ids, 0),
+        kept=ranks.kept(share.kept),
+        bias=ranks.bias(share.bias, (text, image, kept), like=share.text),
     )
 
 
@@ -174,17 +189,36 @@ def _read_references(denoiser, identity: IdentityTokens, null_pooled: Tensor) ->
 
 @contextmanager
 def reading(transformer) -> Iterator[None]:
-    """Conditions are read once, each of another length: never compiled for that, never a step of a step cache."""
-    with torch.compiler.set_stance("force_eager"), transformer.cache_context(f"reading {next(readings)}"):
+    """Conditions are read once, each of another length: never compiled, split, or a step of a step cache."""
+    restart_step_caches(transformer)
+    with torch.compiler.set_stance("force_eager"), transformer.cache_context("reading"), undivided(transformer):
         yield
 
 
-def weights_state(transformer, like: Tensor) -> tuple[Any, ...]:
-    """Changes whenever the weights do, so that nothing is used that other weights, or another LoRA, left behind."""
+def restart_step_caches(transformer) -> None:
+    """Drop what step caches of diffusers keep: it serves no other stage, call or reading.
+
+    Raises ValueError for a cache that takes the passes of a step, or the reading of conditions, for steps.
+    """
+    if not transformer.is_cache_enabled:
+        return
+    if not isinstance(transformer._cache_config, STEP_CACHES):
+        known = ", ".join(kind.__name__ for kind in STEP_CACHES)
+        name = type(transformer._cache_config).__name__
+        raise ValueError(
+            f"{name}: expected a step cache that tells passes apart, one of {known}. "
+            "Call transformer.disable_cache() and enable one of these"
+        )
+    transformer._reset_stateful_cache()
+
+
+def weights_state(transformer, null_pooled: Float[Tensor, " pooled"]) -> tuple[Any, ...]:
+    """Changes whenever what conditions are read with does: weights, LoRA, the pooled vector of no prompt."""
     weights = [0 if weight.is_inference() else weight._version for weight in transformer.parameters()]
     adapters = [
         (tuple(module.scaling.items()), tuple(module.active_adapters), module.disable_adapters)
         for module in transformer.modules()
         if hasattr(module, "active_adapters") and hasattr(module, "scaling")
     ]
-    return id(transformer), like.dtype, like.device, len(weights), sum(weights), tuple(adapters)
+    pooled = (null_pooled.dtype, null_pooled.device, tuple(null_pooled.tolist()))
+    return id(transformer), pooled, len(weights), sum(weights), tuple(adapters)

@@ -12,8 +12,17 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subjectgen.models.dit.context import Memo, StageContext, Weights, cached_share, joint_shares
+from subjectgen.models.dit.context import (
+    Memo,
+    StageContext,
+    Weights,
+    cached_share,
+    for_process,
+    joint_shares,
+    restart_step_caches,
+)
 from subjectgen.models.dit.kept import KeyValues, weighed
+from subjectgen.models.dit.parallel import ranks_of
 from subjectgen.models.dit.positions import Grid, grid_ids, position_features, reference_ids
 from subjectgen.models.dit.processor import AttentionCall, ConditionProcessor, install, rotated
 from subjectgen.types import Condition
@@ -105,6 +114,8 @@ class FluxDenoiser:
         guidance: float | int | None = None,
     ) -> Float[Tensor, "b n c"]:
         """Velocity of noise tokens that see one another and the kept keys (True = seen, or a bias of the logits)."""
+        if ranks_of(self.transformer).degree > 1:
+            raise ValueError("denoise_with_kv over several processes: expected one. Call prepare() and velocity()")
         if mask is not None:
             bias = weighed(mask) if mask.dtype == torch.bool else mask
             mask = torch.cat([bias.new_zeros(tokens.shape[:2]), bias], dim=1)
@@ -128,18 +139,20 @@ class FluxDenoiser:
     ) -> StageContext:
         """The conditions of a batch at these weights (0 = not there, 1 = as they are), for all steps of a stage.
 
-        `name` keys the step caches of diffusers. `memo` belongs to one call on one list of prompts and saves reading
-        the same semantic tokens twice; references are remembered by their `IdentityTokens`.
+        `name` keys the step caches of diffusers, which start anew. `memo` belongs to one call on one list of prompts
+        and saves reading the same semantic tokens twice; references are remembered by their `IdentityTokens`.
         """
+        ranks, num_noise = ranks_of(self.transformer), grid[0] * grid[1]
         weights = Weights(semantic=semantic, identity=identity)
         present = [weights.present(condition) for condition in conditions]
         null_pooled = null_pooled.to(self.transformer.dtype)
         if self.conditions == "joint":
-            shares = tuple(joint_shares(self, present, grid, weights, null_pooled))
+            shares = joint_shares(self, present, grid, weights, null_pooled)
         else:
             shares = (cached_share(self, present, grid, weights, null_pooled, {} if memo is None else memo),)
-        features = self._position_features(grid, null_pooled)
-        return StageContext(shares=shares, features=features, name=name)
+        shares = tuple(for_process(share, num_noise, ranks) for share in shares)
+        restart_step_caches(self.transformer)
+        return StageContext(shares=shares, features=self._position_features(grid, null_pooled), name=name)
 
     def velocity(
         self,
@@ -150,16 +163,23 @@ class FluxDenoiser:
     ) -> Float[Tensor, "b n c"]:
         """noise - image as predicted at `sigma`; `guidance` is what a guidance-distilled net is told."""
         times = torch.as_tensor(sigma, dtype=torch.float32, device=tokens.device).expand(len(tokens))
-        noise = torch.cat([tokens, context.features.expand(len(tokens), -1, -1)], dim=-1).to(context.features.dtype)
+        noise = _beside(tokens, context.features.expand(len(tokens), -1, -1), dim=-1).to(context.features.dtype)
+        if len(context.shares) == 1:
+            return self._velocity_of(context, 0, noise, times, guidance).to(tokens.dtype)
         velocity = torch.empty_like(tokens)
         for index, share in enumerate(context.shares):
-            rows = list(share.rows)
-            image = torch.cat([noise[rows], share.image], dim=1)
-            call = AttentionCall(kept=share.kept, bias=share.bias)
-            with self.transformer.cache_context(f"{context.name}/{index}/{share.text.shape[1]}/{share.image.shape[1]}"):
-                out = self._forward(image, share.text, share.pooled, times[rows], share.image_ids, call, guidance)
-            velocity[rows] = out[:, : tokens.shape[1]].to(tokens.dtype)
+            part = self._velocity_of(context, index, noise[share.rows], times[share.rows], guidance)
+            velocity[share.rows] = part.to(tokens.dtype)
         return velocity
+
+    def _velocity_of(self, context: StageContext, index: int, noise, times, guidance: float | int | None) -> Tensor:
+        """The velocity of the samples of one share."""
+        share = context.shares[index]
+        call = AttentionCall(kept=share.kept, bias=share.bias)
+        image = _beside(noise, share.image, dim=1)
+        with self.transformer.cache_context(f"{context.name}/{index}"):
+            out = self._forward(image, share.text, share.pooled, times, share.image_ids, call, guidance)
+        return out[:, : noise.shape[1]]
 
     def with_positions(self, tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b n wider"]:
         """Tokens with the position features that a net with surplus input channels expects."""
@@ -178,7 +198,9 @@ class FluxDenoiser:
         """One pass of the stock transformer: the output at its image tokens."""
         for processor in self._processors:
             processor.to(image.device)
-        told = image.new_full((len(image),), UNGUIDED if guidance is None else guidance)
+        told = None
+        if self.transformer.config["guidance_embeds"]:
+            told = image.new_full((len(image),), UNGUIDED if guidance is None else guidance)
         (velocity,) = self.transformer(
             hidden_states=image,
             encoder_hidden_states=text,
@@ -186,8 +208,13 @@ class FluxDenoiser:
             timestep=sigma.expand(len(image)),
             img_ids=image_ids,
             txt_ids=image_ids.new_zeros(text.shape[1], 3),
-            guidance=told if self.transformer.config["guidance_embeds"] else None,
+            guidance=told,
             joint_attention_kwargs={"conditions": call},
             return_dict=False,
         )
         return velocity
+
+
+def _beside(first: Tensor, second: Tensor, *, dim: int) -> Tensor:
+    """One after the other; nothing is copied where there is no second."""
+    return torch.cat([first, second], dim=dim) if second.shape[dim] else first

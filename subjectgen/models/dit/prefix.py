@@ -57,13 +57,13 @@ class PrefixProcessor(BlockProcessor):
         if segments is None:
             bias = layer_cache.bias
             mask = None if bias is None else bias[:, None, None].to(query.dtype)
-            mixed = self._attend(query, *_joined((key, value), kept), mask)
+            mixed = self._attend(query, *_joined((key, value), kept), mask, self._parallel_config)
         else:
             mixed = self._attend_in_turn(query, *_joined(kept, (key, value)), segments)
         return attn.to_out[1](attn.to_out[0](mixed.flatten(2, 3)))
 
     def _attend_in_turn(self, query: Heads, key: Keys, value: Keys, segments: list[Segment]) -> Heads:
-        """Each segment sees what is before it and itself; text sees no later word of its own."""
+        """Each segment sees what is before it and itself; text sees no later word of its own. Read whole, not split."""
         before = key.shape[1] - query.shape[1]
         outputs = [
             self._attend(
@@ -76,9 +76,9 @@ class PrefixProcessor(BlockProcessor):
         ]
         return torch.cat(outputs, dim=1)
 
-    def _attend(self, query: Heads, key: Keys, value: Keys, mask: Tensor | None) -> Heads:
+    def _attend(self, query: Heads, key: Keys, value: Keys, mask: Tensor | None, parallel: Any = None) -> Heads:
         return dispatch_attention_fn(
-            query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
+            query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=parallel
         )
 
 

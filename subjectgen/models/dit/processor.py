@@ -81,7 +81,7 @@ class ConditionProcessor(BlockProcessor):
             value,
             attn_mask=attention_mask if call.bias is None else call.bias[:, None, None].to(query.dtype),
             backend=self._attention_backend,
-            parallel_config=self._parallel_config,
+            parallel_config=None if call.writing else self._parallel_config,  # conditions are read whole
         )
         return _output(attn, mixed.flatten(2, 3).to(query.dtype), encoder_hidden_states)
 

@@ -9,16 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subjectgen.models.dit.context import Weights, reading, weights_state
+from subjectgen.models.dit.context import Weights, reading, restart_step_caches, weights_state
 from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, beside_noise, joined
+from subjectgen.models.dit.parallel import Ranks, ranks_of
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.dit.prefix import PrefixCall, PrefixProcessor, Turn
 from subjectgen.models.dit.processor import install
 from subjectgen.types import Condition, IdentityTokens, SemanticTokens
+
+try:
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21TransformerBlock
+except ImportError:  # diffusers before 0.41
+    pass
+else:  # FirstBlockCache and MagCache do not list it: a block of one stream, which it takes and returns
+    ONE_STREAM = TransformerBlockMetadata(return_hidden_states_index=0)
+    TransformerBlockRegistry.register(QwenImage21TransformerBlock, ONE_STREAM)
 
 PER_SLOT = 4  # tokens, 2 x 2, that stand in the place of one image token of the MLLM
 NO_NOISE = (2, 2)  # the net wants a picture behind every prefix: the smallest there is, never looked at
@@ -136,17 +146,22 @@ class QwenImage21Denoiser:
         """The conditions of a batch at these weights (0 = not there, 1 = as they are), for all steps of a stage.
 
         Without identity the prompt is read as if there were no references, without semantics the references alone.
-        `like` says on which device. `name` keys the step caches of diffusers. `memo` belongs to one call and saves
-        reading the same prompt twice; references are remembered by their `IdentityTokens`.
+        `like` says on which device. `name` keys the step caches of diffusers, which start anew. `memo` belongs to one
+        call and saves reading the same prompt twice; references are remembered by their `IdentityTokens`.
         """
+        ranks, num_noise = ranks_of(self.transformer), grid[0] * grid[1]
+        _check_tokens(grid, ranks)
         weights = Weights(semantic=semantic, identity=identity)
         like = like.to(self.transformer.dtype)
         memo = {} if memo is None else memo
         read = [self._read_once(weights.present(condition), like, memo) for condition in conditions]
         kinds = (([each.semantic for each in read], semantic), ([each.identity for each in read], identity))
-        kept, bias = beside_noise(kinds, grid[0] * grid[1])
+        kept, bias = beside_noise(kinds, num_noise)
+        num_kept = 0 if kept is None else kept.keys.shape[2]
         turn = torch.stack([self._turn(each.end, like.device)[1] for each in read])[:, None]
-        return PrefixContext(kept=kept, bias=bias, turn=turn, grid=grid, name=name)
+        restart_step_caches(self.transformer)
+        bias = ranks.bias(bias, (num_noise, num_kept), like=turn)
+        return PrefixContext(kept=ranks.kept(kept), bias=bias, turn=turn, grid=grid, name=name)
 
     def velocity(
         self,
@@ -161,7 +176,7 @@ class QwenImage21Denoiser:
         times = torch.as_tensor(sigma, dtype=torch.float32, device=tokens.device).expand(len(tokens))
         call = PrefixCall(turn=context.turn, kept=context.kept, bias=context.bias)
         nothing = Sequenced.of(tokens.new_zeros(0, self.transformer.config["context_in_dim"]))
-        with self.transformer.cache_context(f"{context.name}/{tokens.shape[1]}"):
+        with self.transformer.cache_context(context.name):
             return self._forward(tokens, nothing, (context.grid,), times, call, "cached").to(tokens.dtype)
 
     def _read_once(self, condition: Condition, like: Tensor, memo: Memo) -> Read:
@@ -242,3 +257,11 @@ class QwenImage21Denoiser:
             return_dict=False,
         )
         return velocity
+
+
+def _check_tokens(grid: Grid, ranks: Ranks) -> None:
+    if ranks.padding(grid[0] * grid[1]):
+        raise ValueError(
+            f"{grid[0]} x {grid[1]} tokens over {ranks.degree} processes: expected a multiple of {ranks.degree}. "
+            "Ask for another height or width, or split over fewer processes (ulysses_degree)"
+        )

@@ -15,12 +15,14 @@ The weights are licensed for research and evaluation (Qwen Research License), ab
 """
 
 import torch
-from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from subjectgen import SubjectPipeline
 from subjectgen.extras import require
 from subjectgen.hub import fetch, loading
+
+require("qwen", "diffusers>=0.41")  # the first with these classes
+from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel  # noqa: E402
 
 REPO = "Qwen/Qwen-Image-2.1"
 REVISION = "b3179ad355be050328e483a9dfdd9e60cd62adfa"  # the last that changes weights, 2026-09-20

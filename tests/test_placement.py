@@ -67,6 +67,7 @@ def test_offloading_is_that_of_diffusers(pipe, offload, method, monkeypatch):
 
 def test_group_offload_paints_the_same(pipe):
     """The one way of offloading whose device may be the CPU itself."""
+    pytest.importorskip("diffusers", minversion="0.41")  # before, diffusers asked for an accelerator all the same
     expected = painted(tiny_pipeline())
     pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
     assert (painted(pipe) - expected).abs().max() < 1e-5

@@ -10,19 +10,24 @@ import torch
 OFFLOADS = ("none", "model", "group", "sequential")
 
 
+def best_device() -> torch.device:
+    """This machine's accelerator; the CPU if there is none, or only a torch that was built for one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def check_placement(device: torch.device | str, offload: str) -> None:
     """Raise ValueError where this machine cannot place a pipeline so, before anything is loaded."""
     if offload not in OFFLOADS:
         raise ValueError(f"offload={offload!r}: expected one of {', '.join(OFFLOADS)}")
     kind = torch.device(device).type
-    accelerator = torch.accelerator.current_accelerator()
+    best = best_device().type
     if offload != "none" and kind == "cpu":
         raise ValueError(
             f"offload={offload!r} with device='cpu': networks rest on the CPU until an accelerator needs them, and "
             "none is asked for. Leave offload out, or give device='cuda'"
         )
-    if kind not in ("cpu", "meta") and (accelerator is None or accelerator.type != kind):
-        here = "no accelerator" if accelerator is None else f"'{accelerator.type}'"
+    if kind not in ("cpu", "meta", best):
+        here = "no accelerator" if best == "cpu" else f"'{best}'"
         raise ValueError(f"device='{device}': this machine has {here}. Leave device out for the CPU")
 
 

@@ -8,7 +8,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from tiny_pipeline import tiny_pipeline
 
 import subjectgen
-from subjectgen.placement import OFFLOADS, check_placement, place
+from subjectgen.placement import OFFLOADS, best_device, check_placement, place
 
 PROMPT = "a red cat on the blue ground"
 NO_ACCELERATOR = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
@@ -90,3 +90,26 @@ def test_no_such_device_is_said_before_anything_is_loaded(device, monkeypatch):
     monkeypatch.setattr(sys.modules["subjectgen.load"], "_opener", lambda model: pytest.fail("loading has begun"))
     with pytest.raises(ValueError, match=rf"device='{device}': this machine has no accelerator"):
         subjectgen.load("mini", device=device)
+
+
+class TestATorchBuiltForCudaWithoutADriver:
+    """As that of PyPI on a machine without a GPU: torch names what it was built for, unless asked whether it works."""
+
+    @pytest.fixture(autouse=True)
+    def build(self, monkeypatch):
+        def current(check_available=False):
+            return None if check_available else torch.device("cuda")
+
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+
+    def test_the_cpu_is_the_best_device(self):
+        assert best_device() == torch.device("cpu")
+
+    def test_cuda_is_refused(self):
+        with pytest.raises(ValueError, match=r"device='cuda': this machine has no accelerator"):
+            check_placement("cuda", "none")
+
+
+def test_an_accelerator_is_the_best_device(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    assert best_device() == torch.device("mps")

@@ -71,10 +71,11 @@ def _gib(size: int) -> str:
 
 def _backends() -> tuple[str, str]:
     """Each backend of diffusers is tried on a small attention; those fetched from the Hub are not, to stay offline."""
-    import torch
     from diffusers.models.attention_dispatch import AttentionBackendName
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    from subjectgen.placement import best_device
+
+    device = best_device()
     names = [backend.value for backend in AttentionBackendName if "hub" not in backend.value]
     return str(device), ", ".join(name for name in names if _works(name, device))
 

@@ -23,15 +23,15 @@ Adapter = Annotated[
 def open_model(name: str, adapter: str | None = None) -> "SubjectPipeline":
     """A bundled model's name, a folder or a Hub repo id => the pipeline on this machine's best device."""
     with screen.status(f"loading {name}"):
-        import torch
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
         import subjectgen
+        from subjectgen.placement import best_device
 
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        pipe = subjectgen.load(name, adapter=adapter, device=torch.accelerator.current_accelerator() or "cpu")
+        pipe = subjectgen.load(name, adapter=adapter, device=best_device())
     pipe.set_progress_bar_config(disable=True)  # the command has a bar of its own
     return pipe
 

@@ -26,6 +26,7 @@ from subjectgen.generate.stages import Stage
 from subjectgen.load import load
 from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
+from subjectgen.placement import best_device
 
 NUM_SUBJECTS = 60  # own truth against that of 59 others
 SEED = 2605  # of prompts and noise; training never draws from it
@@ -118,7 +119,7 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Measure a model under several stage settings; writes scores.jsonl, table.json and sheet.png, prints the table."""
     benchmark = EmojiBenchmark(num_prompts, cutouts)
-    pipe = load(model, device=torch.accelerator.current_accelerator() or "cpu")
+    pipe = load(model, device=best_device())
     pipe.set_progress_bar_config(disable=True)
     rows: dict[str, dict[str, float]] = {}
     painted: dict[str, list[Tensor]] = {}

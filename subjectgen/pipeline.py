@@ -37,7 +37,7 @@ from subjectgen.request import (
     read_images,
     resolve,
 )
-from subjectgen.strict import check_complete
+from subjectgen.strict import check_classes, check_complete
 from subjectgen.types import Condition
 from subjectgen.weights import verify
 
@@ -293,6 +293,7 @@ class SubjectPipeline(DiffusionPipeline):
         with hub.loading(name):
             folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
             verify(folder)
+            check_classes(folder)
             pipe = super().from_pretrained(folder, **kwargs)
             check_complete(pipe.components, folder, passed=kwargs)
         pipe.register_to_config(_name_or_path=name)

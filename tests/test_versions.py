@@ -1,13 +1,16 @@
 """What pyproject.toml promises of versions is what `make test-lowest` installs; what is too old says so."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+from tiny_pipeline import tiny_pipeline
 
 import subjectgen
+from subjectgen import SubjectPipeline, WeightsError
 from subjectgen.extras import MissingExtraError, require
 
 if sys.version_info >= (3, 11):
@@ -73,3 +76,13 @@ def test_qwen_says_which_diffusers_it_needs(monkeypatch):
     expected = rf"diffusers 0\.40\.0 is installed: expected diffusers>={floors('qwen')['diffusers']}\. "
     with pytest.raises(MissingExtraError, match=expected):
         subjectgen.load("qwen-image-2.1")
+
+
+def test_a_checkpoint_of_a_later_diffusers(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["transformer"] = ["diffusers", "FluxTransformer9DModel"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    expected = r"transformer: diffusers \S+ has no FluxTransformer9DModel; .*`pip install --upgrade diffusers`"
+    with pytest.raises(WeightsError, match=expected):
+        SubjectPipeline.from_pretrained(tmp_path)

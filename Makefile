@@ -1,16 +1,22 @@
-# Everything runs in .venv, made on first use; a stamp file a set of extras keeps `make` from installing twice.
+# All but test-lowest runs in .venv, made on first use; a stamp file a set of extras keeps `make` from installing twice.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+LOWEST := .venv-lowest/bin/python
 
 .NOTPARALLEL:
-.PHONY: demo test lint types bench clean
+.PHONY: demo test test-lowest lint types bench clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest
+
+# The fast tests with the lowest releases, and those of Qwen-Image 2.1 with the lowest that it needs, laid over them.
+test-lowest: .venv-lowest/.installed
+	$(LOWEST) -m pytest -m "not slow"
+	PYTHONPATH=.venv-lowest/qwen $(LOWEST) -m pytest -m "not slow" -k qwen
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .
@@ -19,14 +25,15 @@ types: .venv/.installed-lint .venv/.installed-test
 	$(BIN)/pyright
 
 bench: .venv/.installed
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in conditions data; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/backbones.py --count
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-lowest out
 
-$(BIN)/python:
+%/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "subjectgen needs Python 3.10 or newer: make PYTHON=python3.x")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $*
 
 .venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable .
@@ -34,4 +41,9 @@ $(BIN)/python:
 
 .venv/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[$*]'
+	touch $@
+
+.venv-lowest/.installed: pyproject.toml constraints-lowest.txt constraints-lowest-qwen.txt | $(LOWEST)
+	$(LOWEST) -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
+	$(LOWEST) -m pip install --quiet --no-deps --upgrade --target .venv-lowest/qwen --requirement constraints-lowest-qwen.txt
 	touch $@

@@ -22,6 +22,7 @@ from torch import nn
 from subjectgen.generate.guide import Guidance
 from subjectgen.generate.stages import STAGE_PRESETS, Stage, resolve_stages
 from subjectgen.load import recipe
+from subjectgen.placement import best_device
 
 SIDES: dict[str, type[Flux] | type[Qwen]] = {"flux": Flux, "qwen": Qwen}
 ROWS = "0 1x512 2x512 4x512 1x1024 2x1024 4x1024"
@@ -81,7 +82,7 @@ def compare(
 ) -> tuple[list[str], bool]:
     """Everything measured, as tables, and whether the goals are met."""
     check_equal_work(kind, skeleton)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = best_device()
     sides: BothSides = kind(skeleton, device, torch.bfloat16, tiny)
     if compiled:
         torch._dynamo.config.recompile_limit = 64  # two sides, two kinds of conditions, with and without text

@@ -20,6 +20,7 @@ from torch import nn
 
 import subjectgen
 from subjectgen import SubjectPipeline
+from subjectgen.placement import best_device
 
 COUNTS = (0, 1, 2, 4)  # references of a picture
 MODES = ("joint", "cached")
@@ -53,7 +54,7 @@ def main(
     steps: Annotated[int | None, typer.Option(min=2, help="The model's own if left out.")] = None,
 ) -> None:
     """Print both comparisons and whether the bars are met; exit code 1 if not."""
-    base = subjectgen.load(model, device=torch.accelerator.current_accelerator() or "cpu")
+    base = subjectgen.load(model, device=best_device())
     num_steps = steps or int(base.config["num_inference_steps"])
     rows = compare(base, rounds, num_steps)
     console.print(comparison_table(rows, base, num_steps))

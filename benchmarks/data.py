@@ -10,6 +10,7 @@ import typer
 from subjectgen.data.batches import batch_of
 from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
+from subjectgen.placement import best_device
 
 CPU, ACCELERATOR = (16, 150), (1024, 5000)  # pictures a batch, and pictures a second to reach
 
@@ -19,7 +20,7 @@ def main(
     cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
 ) -> None:
     """Print pictures a second on this machine's best device; exit code 1 if they are too few."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = best_device()
     size, bar = CPU if device.type == "cpu" else ACCELERATOR
     speed = pictures_per_second(Renderer(load_subjects(cutouts=cutouts), device), size, seconds)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""

@@ -17,7 +17,6 @@ The weights are licensed for research and evaluation (Qwen Research License), ab
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
 from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
@@ -26,6 +25,9 @@ from subjectgen.extras import require
 from subjectgen.hub import fetch, loading
 from subjectgen.quantization import quantization_configs
 from subjectgen.strict import check_complete, check_network
+
+require("qwen", "diffusers>=0.41")  # the first with these classes
+from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel  # noqa: E402
 
 REPO = "Qwen/Qwen-Image-2.1"
 REVISION = "b3179ad355be050328e483a9dfdd9e60cd62adfa"  # the last that changes weights, 2026-09-20

@@ -1,17 +1,32 @@
 """Packages that only some models need, and the extra of subjectgen that brings them."""
 
+from importlib.metadata import version
 from importlib.util import find_spec
+
+from packaging.requirements import Requirement
 
 
 class MissingExtraError(ImportError):
-    """A package is not installed that only some models need."""
+    """A package is not installed, or too old, that only some models need."""
 
 
 def require(extra: str, *packages: str) -> None:
-    """Raise MissingExtraError, naming the extra to install, unless all these packages are here."""
-    missing = [package for package in packages if find_spec(package) is None]
+    """Raise MissingExtraError, naming the extra to install, unless all these ("name" or "name>=1.2") are here."""
+    requirements = [Requirement(package) for package in packages]
+    missing = [each.name for each in requirements if find_spec(each.name) is None]
     if missing:
         raise MissingExtraError(
             f"{' and '.join(missing)} is not installed: expected the packages of the extra '{extra}'. "
             f"Install them with `pip install 'subjectgen[{extra}]'`."
+        )
+    for each in requirements:
+        _check_version(extra, each)
+
+
+def _check_version(extra: str, requirement: Requirement) -> None:
+    installed = version(requirement.name)
+    if not requirement.specifier.contains(installed, prereleases=True):
+        raise MissingExtraError(
+            f"{requirement.name} {installed} is installed: expected {requirement}. "
+            f"Install it with `pip install 'subjectgen[{extra}]'`."
         )

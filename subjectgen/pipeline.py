@@ -38,7 +38,7 @@ from subjectgen.request import (
     read_images,
     resolve,
 )
-from subjectgen.strict import check_complete
+from subjectgen.strict import check_classes, check_complete
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import Condition
 from subjectgen.weights import verify
@@ -298,6 +298,7 @@ class SubjectPipeline(DiffusionPipeline):
                 adapter_of(part, index[part][1])
             folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
             verify(folder)
+            check_classes(folder)
             check_saved(name, folder, quantised_again=kwargs.get("quantization_config") is not None)
             pipe = super().from_pretrained(folder, **kwargs)
             check_complete(pipe.components, folder, passed=kwargs)

@@ -13,6 +13,11 @@ OFFLOADS = ("none", "model", "group", "sequential")
 COMPILABLE = ("none", "model")  # the others move layers in the middle of a block
 
 
+def best_device() -> torch.device:
+    """This machine's accelerator; the CPU if there is none, or only a torch that was built for one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def check_placement(
     device: torch.device | str, offload: str, *, attention_backend: str | None = None, compile: bool = False
 ) -> None:
@@ -20,14 +25,14 @@ def check_placement(
     if offload not in OFFLOADS:
         raise ValueError(f"offload={offload!r}: expected one of {', '.join(OFFLOADS)}")
     kind = torch.device(device).type
-    accelerator = torch.accelerator.current_accelerator()
+    best = best_device().type
     if offload != "none" and kind == "cpu":
         raise ValueError(
             f"offload={offload!r} with device='cpu': networks rest on the CPU until an accelerator needs them, and "
             "none is asked for. Leave offload out, or give device='cuda'"
         )
-    if kind not in ("cpu", "meta") and (accelerator is None or accelerator.type != kind):
-        here = "no accelerator" if accelerator is None else f"'{accelerator.type}'"
+    if kind not in ("cpu", "meta", best):
+        here = "no accelerator" if best == "cpu" else f"'{best}'"
         raise ValueError(f"device='{device}': this machine has {here}. Leave device out for the CPU")
     if compile and offload not in COMPILABLE:
         raise ValueError(
@@ -51,7 +56,7 @@ def place(
     if attention_backend is not None:
         pipe.transformer.set_attention_backend(attention_backend)
     if compile:
-        pipe.transformer.compile_repeated_blocks(fullgraph=True)
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
     match offload:
         case "model":
             pipe.enable_model_cpu_offload(device=device)

@@ -1,13 +1,16 @@
-"""Strict loading: a checkpoint's files must hold what its networks are made of, no less and no more.
+"""Strict loading: a checkpoint's classes are known here, its files hold what these are made of, no less and no more.
 
 Loaders that fill gaps with random weights, or leave them empty, only log it.
 """
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -15,6 +18,18 @@ from subjectgen.quantization import package_of_saved
 from subjectgen.weights import WeightsError, plain_tensors
 
 SHOWN = 4  # names in a message
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+
+
+def check_classes(folder: Path) -> None:
+    """Raise WeightsError where `model_index.json` names a class that this diffusers or transformers does not have."""
+    for component, made_of in json.loads((folder / "model_index.json").read_text()).items():
+        match made_of:
+            case ["diffusers" | "transformers" as library, str(name)] if not hasattr(LIBRARIES[library], name):
+                raise WeightsError(
+                    f"{component}: {library} {LIBRARIES[library].__version__} has no {name}; expected a later one, as "
+                    f"'{folder}' was saved with. Install it with `pip install --upgrade {library}`."
+                )
 
 
 def check_complete(components: Mapping[str, Any], folder: Path, passed: Collection[str] = ()) -> None:

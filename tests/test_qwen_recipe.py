@@ -1,8 +1,8 @@
 """The recipe of Qwen-Image 2.1: whole on tiny stand-ins in the layout of the Hub, at its true shape without weights."""
 
+import diffusers
 import pytest
 import torch
-from diffusers import QwenImage21Transformer2DModel
 from safetensors.torch import load_file, save_file
 from test_quantization import num_bytes
 from tiny_qwen import TinyQwenProcessor, random, tiny_qwen_components
@@ -99,7 +99,7 @@ def test_it_is_found_by_its_name():
 
 
 def test_without_torchvision_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr("subjectgen.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("subjectgen.extras.find_spec", lambda name: None if name == "torchvision" else name)
     with pytest.raises(ImportError, match=r"torchvision.*subjectgen\[qwen\]"):
         recipe(NAME).load()
 
@@ -107,6 +107,6 @@ def test_without_torchvision_the_extra_is_named(monkeypatch):
 def test_the_adapter_fits_the_released_net():
     """The defaults of the class are those of Qwen-Image 2.1; on the meta device tensors have shapes only."""
     with torch.device("meta"):
-        transformer = QwenImage21Transformer2DModel()
+        transformer = diffusers.QwenImage21Transformer2DModel()
     denoiser = QwenImage21Denoiser(transformer)
     assert denoiser.num_channels == 64 and len(denoiser.transformer.attn_processors) == 32

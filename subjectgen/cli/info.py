@@ -72,11 +72,10 @@ def _gib(size: int) -> str:
 
 def _backends() -> tuple[str, str]:
     """Those fetched from the Hub are not tried, to stay offline."""
-    import torch
-
     from subjectgen.attention import working_backends
+    from subjectgen.placement import best_device
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = best_device()
     return str(device), ", ".join(working_backends(device))
 
 

@@ -37,15 +37,15 @@ def open_model(name: str, **options: Any) -> "SubjectPipeline":
     options: as of `subjectgen.load`.
     """
     with screen.status(f"loading {name}"):
-        import torch
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
         import subjectgen
+        from subjectgen.placement import best_device
 
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        pipe = subjectgen.load(name, device=torch.accelerator.current_accelerator() or "cpu", **options)
+        pipe = subjectgen.load(name, device=best_device(), **options)
     pipe.set_progress_bar_config(disable=True)  # the command has a bar of its own
     return pipe
 

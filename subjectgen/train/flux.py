@@ -11,6 +11,7 @@ from accelerate import PartialState
 from subjectgen.adapter import FILE, SubjectAdapter
 from subjectgen.data.triples import open_rows
 from subjectgen.pipeline import SubjectPipeline
+from subjectgen.placement import best_device
 from subjectgen.train.conditions import Conditions
 from subjectgen.train.flux_phase import FluxPhase
 from subjectgen.train.loop import Budget, Schedule, run
@@ -50,7 +51,7 @@ def train(
 
     Raises ValueError for what cannot be trained on, FileNotFoundError where the phase before has not been run.
     """
-    PartialState(cpu=torch.accelerator.current_accelerator() is None, timeout=PATIENCE)  # joins the processes of a run
+    PartialState(cpu=best_device().type == "cpu", timeout=PATIENCE)  # joins the processes of a run
     if phase not in PHASES:
         raise ValueError(f"--phase '{phase}': expected one of {', '.join(PHASES)}, in this order")
     if phase == "precompute":

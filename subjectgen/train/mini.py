@@ -16,6 +16,7 @@ from subjectgen.files import whole_folder
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.mllm.processor import SubjectProcessor
 from subjectgen.pipeline import SubjectPipeline
+from subjectgen.placement import best_device
 from subjectgen.train.loop import Budget, Phase, Schedule, run
 from subjectgen.train.mllm import MllmPhase
 from subjectgen.train.parallel import Workers
@@ -63,7 +64,7 @@ def train(
     if phase not in SCHEDULES:
         raise ValueError(f"--phase '{phase}': expected one of {', '.join(SCHEDULES)}, in this order")
     check_before(phase, out)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = best_device()
     trained = builder(phase, out)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
     leads = Workers(trained.model).leads  # one process of those that train together writes
     for network in trained.networks if compile else ():

@@ -1,9 +1,9 @@
 """The whole path on Qwen-Image 2.1 against diffusers' own pipeline, on the same tiny random weights, in float32."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import QwenImage21Pipeline
 from PIL import Image
 from tiny_qwen import CHANNELS, random, tiny_qwen_components, tiny_qwen_pipeline
 
@@ -28,7 +28,7 @@ REFERENCES = {
 @pytest.fixture(scope="module")
 def theirs():
     components = tiny_qwen_components()
-    pipe = QwenImage21Pipeline(text_encoder=components.pop("mllm"), **components)
+    pipe = diffusers.QwenImage21Pipeline(text_encoder=components.pop("mllm"), **components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

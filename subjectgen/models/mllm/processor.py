@@ -1,7 +1,8 @@
 """The processor of an InternVL-like MLLM where torchvision (which InternVLProcessor's video part needs) is absent."""
 
 from collections.abc import Mapping
-from typing import Any, no_type_check
+from inspect import unwrap
+from typing import Any
 
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -27,7 +28,7 @@ class SubjectProcessor(ProcessorMixin):
     one tile of `image_seq_length` tokens, (image_size / patch_size * downsample_ratio)^2 of the MLLM.
     """
 
-    @no_type_check  # transformers reads the names of saved arguments from this function's code object: no wrapper
+    @unwrap  # transformers reads the names of saved arguments from this function's code object, not from a wrapper's
     def __init__(
         self,
         image_processor: BaseImageProcessor | None = None,

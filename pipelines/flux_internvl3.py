@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from transformers import InternVLForConditionalGeneration, InternVLProcessor
+from torch import nn
+from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
 
 from subjectgen import DualLayerAggregator, SubjectAdapter, SubjectPipeline, WeightsError
 from subjectgen.extras import require
@@ -74,3 +75,37 @@ def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype) -> SubjectPipe
     mllm.config.name_or_path = INTERNVL
     networks: dict[str, Any] = {"mllm": mllm, "aggregator": aggregator, "transformer": transformer, "vae": vae}
     return SubjectPipeline(**networks, processor=processor, scheduler=scheduler, **SETTINGS)  # type: ignore[arg-type]
+
+
+# What the configurations of these commits say, as far as sizes depend on it and their classes' defaults are others.
+FLUX_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+QWEN2_5_7B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "vocab_size": 151674,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+}
+
+
+def skeleton() -> dict[str, nn.Module]:
+    """The networks at their true sizes without weights, on the meta device: nothing is downloaded or allocated."""
+    internvl = InternVLConfig(text_config=QWEN2_5_7B, vision_config={"attention_bias": True}, tie_word_embeddings=False)
+    with torch.device("meta"):
+        networks = {
+            "mllm": InternVLForConditionalGeneration(internvl),
+            "aggregator": DualLayerAggregator(**AGGREGATOR),
+            "transformer": FluxTransformer2DModel(guidance_embeds=True),
+            "vae": AutoencoderKL(**FLUX_VAE),
+        }
+    return {name: network.bfloat16() for name, network in networks.items()}

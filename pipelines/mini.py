@@ -13,7 +13,8 @@ What it was trained and measured for (stages, steps, sizes) is in its `model_ind
 
 import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from transformers import InternVLForConditionalGeneration
+from torch import nn
+from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from subjectgen import DualLayerAggregator, SubjectPipeline, SubjectProcessor
 from subjectgen.weights import find_folder, verify
@@ -35,3 +36,14 @@ def load(dtype: torch.dtype = torch.float32) -> SubjectPipeline:
         "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
     }
     return SubjectPipeline(**{**settings, **components})
+
+
+def skeleton() -> dict[str, nn.Module]:
+    """The networks without their weights, on the meta device, as the shipped configurations describe them."""
+    folder = find_folder("weights") / WEIGHTS
+    built = {"aggregator": DualLayerAggregator, "transformer": FluxTransformer2DModel, "vae": AutoencoderDC}
+    with torch.device("meta"):
+        return {
+            "mllm": InternVLForConditionalGeneration(InternVLConfig.from_pretrained(folder / "mllm")),
+            **{name: kind.from_config(kind.load_config(folder / name)) for name, kind in built.items()},
+        }

@@ -14,9 +14,12 @@ what it never saw in training. Compare them on your subjects: `subjectgen compar
 The weights are licensed for research and evaluation (Qwen Research License), about 35 GB in bfloat16.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
-from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+from torch import nn
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from subjectgen import SubjectPipeline
 from subjectgen.extras import require
@@ -51,3 +54,25 @@ def load(dtype: torch.dtype = torch.bfloat16) -> SubjectPipeline:
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),  # type: ignore[arg-type]
             **SETTINGS,
         )
+
+
+# What the text encoder's configuration says, as far as sizes depend on it; transformer and VAE are their defaults.
+QWEN3_8B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
+
+def skeleton() -> dict[str, nn.Module]:
+    """The networks at their true sizes without weights, on the meta device: nothing is downloaded or allocated."""
+    qwen3_vl = Qwen3VLConfig(text_config=QWEN3_8B, vision_config={"out_hidden_size": QWEN3_8B["hidden_size"]})
+    with torch.device("meta"):
+        networks = {
+            "mllm": Qwen3VLForConditionalGeneration(qwen3_vl),
+            "transformer": QwenImage21Transformer2DModel(),
+            "vae": AutoencoderKLQwenImage21(),
+        }
+    return {name: network.bfloat16() for name, network in networks.items()}

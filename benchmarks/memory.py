@@ -280,9 +280,11 @@ def told_where(pipe: SubjectPipeline, enter: Callable[..., None]) -> Iterator[No
         for station, network in networks.items()
         if network is not None
     ]
-    yield
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 if __name__ == "__main__":

@@ -129,6 +129,14 @@ class TestWeights:
         scales, zeros = 4 * 32, 32  # of each row
         assert stored(network[0].weight) == 64 * 32 + scales + zeros
 
+    def test_weights_are_quantised_once(self):
+        torchao, pipe = pytest.importorskip("torchao.quantization"), tiny_pipeline()
+        before = pipe.estimate(PROMPTS[0]).memory.weight_bytes["transformer"]
+        torchao.quantize_(pipe.transformer, torchao.Int8WeightOnlyConfig())
+        assert pipe.estimate(PROMPTS[0]).memory.weight_bytes["transformer"] < before
+        with pytest.raises(ValueError, match="quantization='int8': the transformer is quantised already"):
+            pipe.estimate(PROMPTS[0], quantization="int8")
+
 
 class TestHowItIsOffloaded:
     def test_not(self):

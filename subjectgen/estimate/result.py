@@ -9,7 +9,7 @@ from torch import nn
 
 from subjectgen.estimate.activations import activations
 from subjectgen.estimate.counts import StageEstimate, Workload, workload
-from subjectgen.estimate.weights import QUANTIZATIONS, Weights, offload_of, resident
+from subjectgen.estimate.weights import QUANTIZATIONS, QUANTIZED_BYTES, Weights, is_quantized, offload_of, resident
 from subjectgen.placement import OFFLOADS
 from subjectgen.request import Limits, ResolvedRequest
 
@@ -102,6 +102,7 @@ def memory_of(
     Raises ValueError for an unknown quantisation, or one of weights that are quantised already.
     """
     _check_choice("quantization", quantization, QUANTIZATIONS)
+    _check_quantized_once(networks, quantization)
     weights = {name: Weights(network, dtype, quantization or "none") for name, network in networks.items()}
     encodes = any(each.pixels for each in work.subjects)
     return Memory(
@@ -119,6 +120,15 @@ def shown(size: int) -> str:
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value is not None and value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}, or None for what the pipe has")
+
+
+def _check_quantized_once(networks: Mapping[str, nn.Module], quantization: str | None) -> None:
+    for name, network in networks.items():
+        if quantization in QUANTIZED_BYTES and any(map(is_quantized, network.parameters())):
+            raise ValueError(
+                f"quantization='{quantization}': the {name} is quantised already, and weights are quantised once. "
+                "Leave quantization out, or estimate with the pipe it was made from"
+            )
 
 
 def _line(each: StageEstimate) -> str:

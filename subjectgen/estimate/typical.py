@@ -1,6 +1,8 @@
 """What a picture of a recipe needs before any of its weights is there: its networks are built without them."""
 
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -12,20 +14,20 @@ from subjectgen.generate.stages import resolve_stages
 from subjectgen.images import check_size
 from subjectgen.models.vae import pixels_per_latent
 from subjectgen.pipeline import SubjectPipeline
-from subjectgen.weights import find_folder
+from subjectgen.weights import SHIPPED_HINT, WeightsError, find_folder
 
 WORDS = 64  # tokens of a prompt and of the template around it
 
 
 class Typical:
-    """One picture by a recipe's own settings, with this many references. Raises ValueError for more than it takes.
+    """One picture by a recipe's own settings, with this many references.
 
+    Raises ValueError for more of them than it takes, WeightsError where a shipped model is missing.
     size: pixels, both sides; the recipe's own if left out.
     """
 
     def __init__(self, recipe: ModuleType, references: int, size: int | None = None):
-        shipped = getattr(recipe, "WEIGHTS", None)  # a model in this repository has its settings beside its weights
-        self.settings = SubjectPipeline.load_config(find_folder("weights") / shipped) if shipped else recipe.SETTINGS
+        self.settings = _settings(recipe)
         self.networks: dict[str, nn.Module] = recipe.skeleton()
         self.size = self.settings["image_size"] if size is None else size
         if not 0 <= references <= self.settings["max_references"]:
@@ -61,3 +63,13 @@ class Typical:
                 identity=subject.identity,
             ),
         )
+
+
+def _settings(recipe: ModuleType) -> Mapping[str, Any]:
+    """A recipe of public networks says them itself, a model in this repository beside its weights."""
+    if hasattr(recipe, "SETTINGS"):
+        return recipe.SETTINGS
+    folder = find_folder("weights") / recipe.WEIGHTS
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is missing. {SHIPPED_HINT}")
+    return SubjectPipeline.load_config(folder)  # type: ignore[return-value]

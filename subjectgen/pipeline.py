@@ -200,13 +200,23 @@ class SubjectPipeline(DiffusionPipeline):
         (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
         return SubjectEmbeds(prefix=prefix, identity=identity, fingerprints=self.fingerprints)
 
-    def estimate(self, prompt: Any, subject_images: Any = None, **options: Any) -> Estimate:
+    def estimate(
+        self,
+        prompt: Any,
+        subject_images: Any = None,
+        *,
+        dtype: torch.dtype | None = None,
+        quantization: str | None = None,
+        offload: str | None = None,
+        **options: Any,
+    ) -> Estimate:
         """What a call with these arguments costs, before it runs: tokens, steps and passes per stage, peak memory.
 
-        Takes what a call takes to decide this; raises what the call would.
+        Takes what a call takes to decide this; raises what the call would. dtype, quantization, offload: as they would
+        be given to `load`; what is left out is as this pipeline is.
         """
         resolved = self._resolve(Request(prompt=prompt, subject_images=subject_images, **options))
-        return estimate(self, resolved)
+        return estimate(self, resolved, dtype, quantization, offload)
 
     @property
     def limits(self) -> Limits:

@@ -392,6 +392,40 @@ class TestInfo:
         monkeypatch.setattr("subjectgen.weights.PACKAGE", tmp_path / "subjectgen")
         assert "reinstall" in run("info")
 
+    def test_what_fits(self, monkeypatch: pytest.MonkeyPatch):
+        """A GPU of 24 GiB, and 16-bit weights of 20 billion and more: something has to leave."""
+        from subjectgen.cli import fits
+
+        monkeypatch.setattr(fits, "this_machine", lambda: fits.Machine("cuda", 24 * 2**30, 128 * 2**30))
+        rows = fits.rows(fits.this_machine(), ["mini", "flux-internvl3"], references=2, size=None)
+        assert [(row[0], row[1]) for row in rows[::4]] == [
+            ("mini, 128 px", "none"),
+            ("flux-internvl3, 1024 px", "none"),
+        ]
+        assert "fits (fastest)" in rows[0][2]
+        assert "lacks" in rows[4][2]
+        assert sum("fastest" in cell for row in rows[4:] for cell in row) == 1
+        assert rows[7][3:] == ("-", "-")  # nothing quantised goes layer by layer
+
+    def test_offloaded_networks_need_ram(self):
+        from subjectgen.cli.fits import Machine
+        from subjectgen.estimate.result import Memory
+
+        memory = Memory(
+            weight_bytes={"mllm": 50}, activation_bytes={"encode": 10}, resident_bytes={"model": {"encode": 50}}
+        )
+        assert Machine("cuda", free=70, ram=50).lacks(memory, "model") <= 0
+        assert Machine("cuda", free=70, ram=30).lacks(memory, "model") == 20
+        assert Machine("cuda", free=50, ram=50).lacks(memory, "model") == 16
+
+    def test_what_one_model_needs(self):
+        output = run("info", "--model", "mini", "--references", "1", "--size", "256")
+        assert "mini, 256 px" in output and "fits" in output
+        assert "flux" not in output and "Versions" not in output
+
+    def test_refuses_an_unknown_model(self):
+        refused("info", "--model", "maxi", words=("--model 'maxi'", "flux-internvl3, mini"))
+
 
 class TestParts:
     def test_numbered(self):

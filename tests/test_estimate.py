@@ -74,9 +74,13 @@ def test_references_of_the_largest_prompt():
     assert told.stages[0].identity_tokens == 2 * (32 // 16) ** 2
 
 
-def test_embeds_cost_as_their_images(pipe):
-    subject = pipe.encode_subjects([RED, BLUE])
-    assert pipe.estimate(PROMPTS[0], subject) == pipe.estimate(PROMPTS[0], [RED, BLUE])
+def test_embeds_cost_as_their_images_but_for_encoding_them(pipe):
+    embeds = pipe.estimate(PROMPTS[0], pipe.encode_subjects([RED, BLUE]))
+    images = pipe.estimate(PROMPTS[0], [RED, BLUE])
+    assert embeds.stages == images.stages
+    costs = dict(images.memory.activation_bytes)
+    assert costs.pop("identity") > 0
+    assert embeds.memory.activation_bytes == costs
 
 
 def test_nothing_runs_and_nothing_changes(pipe, monkeypatch):
@@ -92,33 +96,36 @@ def test_nothing_runs_and_nothing_changes(pipe, monkeypatch):
 
 
 class TestMemory:
+    """Formulas and placement apart: tests/test_estimate_memory.py."""
+
     def test_weights(self, pipe):
-        told = pipe.estimate(PROMPTS[0]).weight_bytes
+        told = pipe.estimate(PROMPTS[0]).memory.weight_bytes
         sizes = {name: sum(p.numel() for p in getattr(pipe, name).parameters()) * 4 for name in told}
         buffers = {name: sum(b.numel() * b.element_size() for b in getattr(pipe, name).buffers()) for name in told}
         assert told == {name: sizes[name] + buffers[name] for name in sizes}
         assert set(told) == {"mllm", "aggregator", "transformer", "vae"}
 
-    def test_peaks_are_sums_of_what_is_listed(self, pipe):
-        told = pipe.estimate(PROMPTS[0], RED)
-        weights, activations = told.weight_bytes.values(), told.activation_bytes.values()
-        assert told.peak_bytes == sum(weights) + max(activations)
-        assert told.offloaded_peak_bytes == max(weights) + max(activations)
+    def test_half_the_dtype_is_half_the_weights(self, pipe):
+        full, half = (pipe.estimate(PROMPTS[0], RED, dtype=dtype).memory for dtype in (None, torch.bfloat16))
+        assert half.weight_bytes["transformer"] == full.weight_bytes["transformer"] / 2
+        assert half.activation_bytes["encode"] < full.activation_bytes["encode"]
 
-    @pytest.mark.parametrize("station", ["sample", "to image"])
-    def test_activations_are_near_what_is_allocated(self, station):
-        """For large pictures; small ones cost more than the formula knows."""
+    @pytest.mark.parametrize(("station", "most"), [("sample", 1.4), ("to image", 2.5)])
+    def test_activations_are_near_what_is_allocated(self, station, most):
+        """On the CPU, where convolutions reorder what they read and write."""
         pipe = tiny_pipeline(conditions="joint", stages="faithful")
         call = {"prompt": PROMPTS[0], "subject_images": [RED], "height": 512, "width": 512, "num_inference_steps": 1}
-        told = pipe.estimate(**call).activation_bytes[station]
+        told = pipe.estimate(**call).memory.activation_bytes[station]
         kind = {"sample": "latent", "to image": "pt"}[station]
-        assert 0.5 * told < allocated(lambda: pipe(**call, output_type=kind)) < 2 * told
+        assert 0.7 * told < allocated(lambda: pipe(**call, output_type=kind)) < most * told
 
     def test_grow_with_the_picture_and_the_batch(self, pipe):
-        small, large = (pipe.estimate(PROMPTS[0], RED, height=side, width=side) for side in (64, 128))
-        many = pipe.estimate(PROMPTS[0], RED, num_images_per_prompt=3)
-        assert large.activation_bytes["to image"] == 4 * small.activation_bytes["to image"]
-        assert many.activation_bytes["sample"] == 3 * small.activation_bytes["sample"]
+        small, large = (pipe.estimate(PROMPTS[0], height=side, width=side).memory for side in (64, 128))
+        many = pipe.estimate(PROMPTS[0], height=64, width=64, num_images_per_prompt=3).memory
+        kept = small.activation_bytes["encode"]  # hidden states, which do not grow
+        assert large.activation_bytes["to image"] > 3 * small.activation_bytes["to image"]
+        assert small.activation_bytes["sample"] < many.activation_bytes["sample"] + kept
+        assert many.activation_bytes["to image"] > 2 * small.activation_bytes["to image"]
 
 
 def allocated(run):
@@ -139,7 +146,8 @@ class TestShown:
             "until 0.5",
             "until 0",
             "peak memory",
-            "enable_model_cpu_offload",
+            "offload='none'",
+            "'sequential': ",
             "up to 3 references of 32 px",
         ):
             assert line in text
@@ -153,5 +161,9 @@ class TestShown:
 def test_refuses_what_the_call_refuses(pipe):
     with pytest.raises(ValueError, match="stages='mild'"):
         pipe.estimate(PROMPTS[0], stages="mild")
+    with pytest.raises(ValueError, match="offload='disk': expected one of none, model"):
+        pipe.estimate(PROMPTS[0], offload="disk")
+    with pytest.raises(ValueError, match="quantization='int2': expected one of none, int8"):
+        pipe.estimate(PROMPTS[0], quantization="int2")
     with pytest.raises(TypeError, match="heigth"):
         pipe.estimate(PROMPTS[0], heigth=64)

@@ -1,10 +1,12 @@
-"""subjectgen info: versions, devices, attention backends that work here, weights that are here."""
+"""subjectgen info: versions, devices, attention backends that work here, weights that are here, and what fits."""
 
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 PACKAGES = (
     "subjectgen",
@@ -20,15 +22,45 @@ PACKAGES = (
 )
 
 
-def info() -> None:
-    """Show what is installed, what this machine can do, and which weights are here."""
+def info(
+    model: Annotated[
+        str | None, typer.Option(help="A bundled model's name: only what it needs, and if it fits.")
+    ] = None,
+    references: Annotated[int, typer.Option(help="Of a picture, for what fits.")] = 2,
+    size: Annotated[int | None, typer.Option(help="Pixels, both sides; each model's own if left out.")] = None,
+) -> None:
+    """Show what is installed, what this machine can do, which weights are here and which models fit."""
     from rich.console import Console
 
     console = Console()
-    console.print(_table("Versions", ("package", "version"), _versions()))
-    console.print(_table("Devices", ("device", "memory"), _devices()))
-    console.print(_table("Attention backends that work here", ("device", "backends"), [_backends()]))
-    console.print(_table("Weights", ("file", "licence", "sha256", "state"), _weights()))
+    if model is None:
+        console.print(_table("Versions", ("package", "version"), _versions()))
+        console.print(_table("Devices", ("device", "memory"), _devices()))
+        console.print(_table("Attention backends that work here", ("device", "backends"), [_backends()]))
+        console.print(_table("Weights", ("file", "licence", "sha256", "state"), _weights()))
+    console.print(_fits(model, references, size))
+
+
+def _fits(model: str | None, references: int, size: int | None) -> Any:
+    """Peak memory of one picture: an estimate, with 10 % to spare."""
+    from subjectgen.cli import fits
+
+    machine, models = fits.this_machine(), _models(model)
+    title = f"Memory of a picture with {references} reference(s), and what fits here ({machine})"
+    return _table(title, fits.COLUMNS, fits.rows(machine, models, references, size))
+
+
+def _models(model: str | None) -> list[str]:
+    from subjectgen.load import recipes
+    from subjectgen.weights import WeightsError
+
+    try:
+        known = recipes()
+    except WeightsError:  # which the table of weights has told
+        known = []
+    if model is not None and model not in known:
+        raise ValueError(f"--model '{model}': expected one of {', '.join(known)}")
+    return known if model is None else [model]
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:

@@ -11,9 +11,9 @@ from subjectgen.estimate.counts import SubjectCount, TextCount, Workload, count_
 from subjectgen.estimate.result import Memory, memory_of
 from subjectgen.generate.guide import Guidance, needs_negative
 from subjectgen.generate.stages import resolve_stages
-from subjectgen.images import check_size
 from subjectgen.models.vae import pixels_per_latent
 from subjectgen.pipeline import SubjectPipeline
+from subjectgen.request import check_size
 from subjectgen.weights import SHIPPED_HINT, WeightsError, find_folder
 
 WORDS = 64  # tokens of a prompt and of the template around it

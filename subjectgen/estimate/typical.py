@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from subjectgen import weights
 from subjectgen.backbones import denoiser_of
 from subjectgen.estimate.counts import SubjectCount, TextCount, Workload, count_stages, plans_of
 from subjectgen.estimate.result import Memory, memory_of
@@ -14,7 +15,6 @@ from subjectgen.generate.stages import resolve_stages
 from subjectgen.models.vae import pixels_per_latent
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.request import check_size
-from subjectgen.weights import SHIPPED_HINT, WeightsError, find_folder
 
 WORDS = 64  # tokens of a prompt and of the template around it
 
@@ -69,7 +69,7 @@ def _settings(recipe: ModuleType) -> Mapping[str, Any]:
     """A recipe of public networks says them itself, a model in this repository beside its weights."""
     if hasattr(recipe, "SETTINGS"):
         return recipe.SETTINGS
-    folder = find_folder("weights") / recipe.WEIGHTS
+    folder = weights.find_folder("weights") / recipe.WEIGHTS
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is missing. {SHIPPED_HINT}")
+        raise weights.WeightsError(f"{folder} is missing. {weights.SHIPPED_HINT}")
     return SubjectPipeline.load_config(folder)  # type: ignore[return-value]

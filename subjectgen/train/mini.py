@@ -51,10 +51,12 @@ def train(
     cutouts: Path | None = None,
     batch_size: int | None = None,
     compiled: bool = False,
+    start: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Train one phase into `out`; after stage 2 the whole pipeline is in `out/pipeline`.
 
+    start: of the MLLM: a pipeline's folder, or an earlier export, to go on from.
     compiled: by `torch.compile`, once for each shape (numbers of subjects, lengths of prompts).
 
     Raises ValueError for an unknown phase or too few subjects, FileNotFoundError where the phase before has not been
@@ -62,9 +64,11 @@ def train(
     """
     if phase not in SCHEDULES:
         raise ValueError(f"--phase '{phase}': expected one of {', '.join(SCHEDULES)}, in this order")
+    if start is not None and phase != "mllm":
+        raise ValueError(f"--start '{start}' with --phase {phase}: expected --phase mllm, the others start in {out}")
     check_before(phase, out)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    trained = builder(phase, out)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
+    trained = builder(phase, out, start)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
     leads = Workers(trained.model).leads  # one process of those that train together writes
     for network in trained.networks if compiled else ():
         network.compile(dynamic=False)
@@ -85,12 +89,12 @@ def seen_subjects(cutouts: Path | None, device: torch.device) -> Renderer:
     return Renderer(subjects, device)
 
 
-def builder(phase: str, out: Path) -> Callable[[Renderer, int, int], MiniPhase]:
+def builder(phase: str, out: Path, start: Path | None = None) -> Callable[[Renderer, int, int], MiniPhase]:
     """How a phase is made."""
     if phase == "vae":
         return lambda renderer, size, seed: VaePhase(renderer, batch_size=size, seed=seed)
     if phase == "mllm":
-        return lambda renderer, size, seed: MllmPhase(renderer, batch_size=size, seed=seed)
+        return lambda renderer, size, seed: MllmPhase(renderer, start=start, batch_size=size, seed=seed)
     return lambda renderer, size, seed: SubjectPhase(renderer, out, phase, batch_size=size, seed=seed)
 
 

@@ -13,6 +13,7 @@ from subjectgen.load import load
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.mllm.processor import SubjectProcessor
 from subjectgen.pipeline import SubjectPipeline, SubjectPipelineOutput
+from subjectgen.reasoning.plan import Plan, PlanError, PlannedSubject
 from subjectgen.weights import WeightsError
 
 # A saved pipeline names the classes of its components as ["subjectgen", class], and diffusers looks them and their base
@@ -24,6 +25,9 @@ __all__ = [
     "Estimate",
     "Guidance",
     "ModelMixin",
+    "Plan",
+    "PlanError",
+    "PlannedSubject",
     "ProcessorMixin",
     "Stage",
     "SubjectAdapter",

@@ -27,6 +27,10 @@ from subjectgen.generate.to_image import Pictures, to_image
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
+from subjectgen.reasoning.instruction import INSTRUCTION
+from subjectgen.reasoning.paint import as_painted, plans_of
+from subjectgen.reasoning.plan import Plan
+from subjectgen.reasoning.reason import OnToken, Writing, reason, reasoned
 from subjectgen.request import (
     Limits,
     Request,
@@ -48,9 +52,13 @@ Callback = Callable[..., dict[str, Any] | None]
 
 @dataclass
 class SubjectPipelineOutput(BaseOutput):
-    """The pictures: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w]."""
+    """The pictures, and the plans they were painted from.
+
+    images: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w].
+    """
 
     images: Pictures
+    plans: list[Plan] | None = None  # one per prompt, if there were any
 
 
 class SubjectPipeline(DiffusionPipeline):
@@ -81,6 +89,7 @@ class SubjectPipeline(DiffusionPipeline):
         image_size: int = 128,
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
+        plan_instruction: str = INSTRUCTION,
         license: str | None = None,
     ):
         super().__init__()
@@ -104,6 +113,7 @@ class SubjectPipeline(DiffusionPipeline):
             image_size=image_size,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            plan_instruction=plan_instruction,
             license=license,
         )
         self._fingerprints = Fingerprints()
@@ -125,6 +135,7 @@ class SubjectPipeline(DiffusionPipeline):
         negative: Any = None,
         guidance: Any = None,
         stages: Any = None,
+        reasoning: bool = False,
         num_images_per_prompt: Any = 1,
         generator: Any = None,
         latents: Any = None,
@@ -137,7 +148,7 @@ class SubjectPipeline(DiffusionPipeline):
 
         Returns a SubjectPipelineOutput, or a tuple of the pictures alone if `return_dict` is false.
 
-        prompt: a string or a list of strings.
+        prompt: a string or a list of strings; or a Plan or a list of them, with references of their own.
         subject_images: nothing, one image, a list (subjects in the prompt's order, the same for every prompt), a list
             per prompt, or what `encode_subjects` made of them. An image is a path, a PIL image, an array or a tensor.
             `image` is another name for it.
@@ -145,12 +156,14 @@ class SubjectPipeline(DiffusionPipeline):
         guidance_scale, negative_prompt, negative ("empty_text", "no_identity", "no_condition"): see `Guidance`;
             `guidance` takes a whole one, with three terms if you like.
         stages: "paper", "free", "faithful" or a list of `Stage`.
+        reasoning: plan each prompt first, as `reason` does, and paint the plans.
         generator: one (drawn from once per picture, in order) or one per picture.
         latents: noise [pictures, channels, rows, columns] in place of the generators'.
         callback_on_step_end: called as (pipe, step, timestep, {"latents": [b, c, h, w]}); the "latents" of the mapping
             it returns are used from there on. Set `pipe._interrupt = True` in it to stop.
 
-        Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed.
+        Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed; PlanError where
+        reasoning came to no plan.
         """
         request = Request(
             prompt=prompt,
@@ -172,6 +185,9 @@ class SubjectPipeline(DiffusionPipeline):
         resolved = self._resolve(request)
         noise = draw_noise(request, resolved, self.limits)
         self._interrupt = False
+        if reasoning:
+            request = reasoned(self, request)
+            resolved = self._resolve(request)
 
         reader, denoiser = self.adapters()
         texts, subjects = zip(*(read := batch.readings(resolved)), strict=True)
@@ -183,7 +199,35 @@ class SubjectPipeline(DiffusionPipeline):
         images = to_image(self.vae, painted, resolved.output_type)
 
         self.maybe_free_model_hooks()
-        return SubjectPipelineOutput(images=images) if return_dict else (images,)
+        return SubjectPipelineOutput(images=images, plans=plans_of(request.prompt)) if return_dict else (images,)
+
+    @torch.no_grad()
+    def reason(
+        self,
+        prompt: Any,
+        subject_images: Any = None,
+        *,
+        max_new_tokens: int = 768,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        callback_on_token: OnToken | None = None,
+    ) -> Plan:
+        """What the MLLM makes of one prompt before it is painted: print it, edit it with `replace`, paint it with
+        `pipe(plan)`.
+
+        subject_images: as of a call. What is read of them goes with the plan and is not read again.
+        temperature: 0 takes the likeliest token always; above 0 tokens are drawn, by `generator` if given.
+        callback_on_token: called as (pipe, all that is written so far). Set `pipe._interrupt = True` in it to stop.
+
+        Raises PlanError, with what was written, where that is no whole plan; ValueError or FileNotFoundError as a call.
+        """
+        writing = Writing(
+            max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, on_token=callback_on_token
+        )
+        self._interrupt = False
+        plan = reason(self, prompt, subject_images, writing)
+        self.maybe_free_model_hooks()
+        return plan
 
     @torch.no_grad()
     def encode_subjects(self, images: Any) -> SubjectEmbeds:
@@ -240,7 +284,7 @@ class SubjectPipeline(DiffusionPipeline):
         return self._interrupt
 
     def _resolve(self, request: Request) -> ResolvedRequest:
-        resolved = resolve(request, self.limits)
+        resolved = resolve(as_painted(request), self.limits)
         for subjects in resolved.subjects:
             if isinstance(subjects, SubjectEmbeds):
                 subjects.check(self.fingerprints)

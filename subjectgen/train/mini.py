@@ -29,7 +29,13 @@ SCHEDULES = {
     "stage2": Schedule(rate=1e-3),
 }
 BATCH_SIZES = {"vae": 8, "mllm": 16, "stage1": 16, "stage2": 16}
-SETTINGS = {"conditions": "cached", "stages": "faithful", "num_inference_steps": 20, "license": "apache-2.0"}
+SETTINGS = {
+    "conditions": "cached",
+    "stages": "faithful",
+    "num_inference_steps": 20,
+    "plan_instruction": "",  # its MLLM is trained to answer a request with a plan
+    "license": "apache-2.0",
+}
 
 
 class MiniPhase(Phase, Protocol):

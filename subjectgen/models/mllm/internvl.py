@@ -126,6 +126,12 @@ class InternVLReader(MllmReader):
             )
         return positions - used
 
+    def _text_positions(self, first: int, count: int) -> Int[Tensor, "1 count"]:
+        return torch.arange(first, first + count)[None]
+
+    def _frame_behind(self, num_references: int) -> Frame:
+        return self._frame(num_references)
+
     def _frame(self, num_references: int) -> Frame:
         if num_references not in self._frames:
             self._frames[num_references] = self._render_frame(num_references)

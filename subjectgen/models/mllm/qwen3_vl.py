@@ -53,7 +53,7 @@ class Qwen3VLReader(MllmReader):
     def read_prompt(self, prompt: str, prefix: ReferencePrefix) -> HiddenStates:
         """Continues from the prefix, which is left as it is."""
         ids = self._rest(prompt, prefix.num_references, prefix.keys.shape[-2])
-        positions = (torch.arange(len(ids)) + prefix.position).expand(3, -1)
+        positions = self._text_positions(prefix.position, len(ids))[:, 0]
         states = self._last_layer(ids, positions, cache_of(prefix, self.device, self.mllm.dtype))
         before, is_image = prefix.states.to(self.device, self.mllm.dtype), prefix.is_image.to(self.device)
         return HiddenStates(
@@ -82,9 +82,15 @@ class Qwen3VLReader(MllmReader):
         pictures = (REFERENCE.format(number=k, slots=SLOT * count) for k, count in enumerate(slots, start=1))
         return cut(self.processor.tokenizer, SYSTEM + USER + " ".join(pictures), ANSWER)
 
+    def _frame_behind(self, num_references: int) -> Frame:
+        return self._frame([1] * num_references)  # what follows the references doesn't depend on their sizes
+
+    def _text_positions(self, first: int, count: int) -> Int[Tensor, "3 1 count"]:
+        return torch.arange(first, first + count).expand(3, 1, -1)
+
     def _rest(self, prompt: str, num_references: int, used: int) -> Int[Tensor, " tokens"]:
         """Everything behind the references: the prompt, and the start of an answer."""
-        tokenizer, frame = self.processor.tokenizer, self._frame([1] * num_references)
+        tokenizer, frame = self.processor.tokenizer, self._frame_behind(num_references)
         answer = token_ids(tokenizer, frame.tail)
         available = self.text_config.max_position_embeddings - used - len(answer)
         ids, positions = prompt_tokens(tokenizer, prompt or NOTHING, frame, available, self.max_prompt_tokens)

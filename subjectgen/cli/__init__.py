@@ -1,4 +1,4 @@
-"""subjectgen generate | reason | compare | encode | train | evaluate | info: parse, call, print; heavy imports inside."""
+"""subjectgen generate | reason | compare | encode | train | ... : parse, call, print; heavy imports inside."""
 
 import typer
 

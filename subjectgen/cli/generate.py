@@ -76,13 +76,13 @@ def generate(
 
 def _asked(prompt: str | None, plan: Path | None, reasoning: bool) -> "str | Plan":
     """What is to be painted: a prompt, or a plan."""
-    if (prompt is None) == (plan is None):
-        raise ValueError("expected exactly one of --prompt and --plan: give what the picture shows, or a plan of it.")
-    if plan is None:
-        return prompt  # type: ignore[return-value]  (one of the two is given)
-    if reasoning:
-        raise ValueError("--reasoning with --plan: expected one of them, since a plan is painted as it is.")
-    return read_plan(plan)
+    if plan is not None:
+        if prompt is not None or reasoning:
+            raise ValueError("--plan beside --prompt or --reasoning: a plan is painted as it is, give it alone.")
+        return read_plan(plan)
+    if prompt is None:
+        raise ValueError("neither --prompt nor --plan is given: expected what the picture shows, or a plan of it.")
+    return prompt
 
 
 def numbered(out: Path, count: int) -> list[Path]:

@@ -35,9 +35,6 @@ class PlannedSubject:
     text: str = ""  # that stands on it
 
     def __post_init__(self) -> None:
-        _check_words(self, ("name", "pose", "ground", "details", "text"))
-        if not isinstance(self.colours, tuple) or not all(isinstance(colour, str) for colour in self.colours):
-            raise ValueError(f"colours={self.colours!r}: expected a tuple of words, such as ('red', 'black')")
         _check_box(self.box)
 
     def __str__(self) -> str:
@@ -66,9 +63,6 @@ class Plan:
     embeds: SubjectEmbeds | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.subjects, tuple) or not all(isinstance(each, PlannedSubject) for each in self.subjects):
-            raise ValueError(f"subjects={self.subjects!r}: expected a tuple of PlannedSubject")
-        _check_words(self, (*DECISIONS, "prompt", "asked"))
         if not self.prompt.strip():
             raise ValueError("a plan's prompt is empty: expected the words that are to be painted")
         strangers = sorted({k for k in references_in(self.prompt) if not 1 <= k <= len(self.subjects)})
@@ -114,16 +108,16 @@ class Plan:
         return {"format": FORMAT, **values, "subjects": [_subject_dict(each) for each in self.subjects]}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
+    def from_dict(cls, values: Any) -> "Plan":
         """What `to_dict` gave. Raises ValueError for a plan of another version, or one that contradicts itself."""
-        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-            given = values.get("format") if isinstance(values, Mapping) else values
+        given = values.get("format") if isinstance(values, dict) else values
+        if given != FORMAT:
             raise ValueError(f"a plan of format {given!r}: expected {FORMAT!r}. Make it again with pipe.reason().")
         values = {name: value for name, value in values.items() if name != "format"}
         _check_names("a plan", values, _written_fields())
-        if not isinstance(values["subjects"], (list, tuple)):
-            raise ValueError(f"subjects={values['subjects']!r}: expected a list")
-        return cls(**{**values, "subjects": tuple(map(_subject_of, values["subjects"]))})
+        subjects = tuple(map(_subject_of, _list("subjects", values.pop("subjects"))))
+        _check_words(values)
+        return cls(subjects=subjects, **values)
 
     def to_json(self) -> str:
         """As text for a file; without images."""
@@ -152,11 +146,20 @@ def _subject_dict(subject: PlannedSubject) -> dict[str, Any]:
 
 
 def _subject_of(values: Any) -> PlannedSubject:
-    if not isinstance(values, Mapping):
+    if not isinstance(values, dict):
         raise ValueError(f"a subject that is {values!r}: expected its name, colours, box and so on")
     _check_names("a subject", values, tuple(each.name for each in fields(PlannedSubject)))
-    lists = {name: tuple(values[name]) for name in ("colours", "box") if isinstance(values[name], list)}
-    return PlannedSubject(**{**values, **lists})
+    words = {name: value for name, value in values.items() if name not in ("colours", "box")}
+    colours, box = (tuple(_list(name, values[name])) for name in ("colours", "box"))
+    _check_words({**words, **{f"colours, number {k}": colour for k, colour in enumerate(colours, start=1)}})
+    _check_box(box)
+    return PlannedSubject(colours=colours, box=box, **words)  # type: ignore[arg-type]
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name}={value!r}: expected a list")
+    return value
 
 
 def _check_names(what: str, values: Mapping[str, Any], expected: tuple[str, ...]) -> None:
@@ -165,9 +168,9 @@ def _check_names(what: str, values: Mapping[str, Any], expected: tuple[str, ...]
         raise ValueError(f"{what} lacks {missing} and has unknown {unknown}: expected exactly {', '.join(expected)}")
 
 
-def _check_words(described: Any, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not isinstance(value := getattr(described, name), str):
+def _check_words(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
             raise ValueError(f"{name}={value!r}: expected words")
 
 

@@ -124,11 +124,7 @@ def drawn(rng: np.random.Generator, hints: list[Hint]) -> list[Hint]:
     first = choice(rng, tuple(slots))
     others = [slot for slot in slots if slot != first and ("number" not in (slot, first) or "ground" in (slot, first))]
     taken = [first, choice(rng, tuple(others))] if rng.random() < 0.4 else [first]
-    return [pick(rng, [hint for hint in hints if hint.slot == slot]) for slot in taken]
-
-
-def pick(rng: np.random.Generator, hints: list[Hint]) -> Hint:
-    return hints[int(rng.integers(len(hints)))]
+    return [choice(rng, [hint for hint in hints if hint.slot == slot]) for slot in taken]
 
 
 def subject_words(rng: np.random.Generator, placement: Placement, called: str, indirect: dict[str, str]) -> str:

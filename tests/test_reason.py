@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import tiny_mllm
-from tiny_pipeline import picture, seeded_generators, tiny_pipeline
+from tiny_pipeline import picture, reasoning_pipeline, seeded_generators, shorten_plans, tiny_pipeline
 from tiny_qwen import tiny_qwen_mllm, tiny_qwen_pipeline, tiny_qwen_processor
 from transformers import GenerationConfig
 
@@ -20,15 +20,7 @@ NEW_TOKENS = 24
 
 @pytest.fixture(autouse=True)
 def short_values(monkeypatch):
-    """Random weights never stop by themselves: let values end soon."""
-    for name, limit in (("MAX_NAME", 4), ("MAX_COLOUR", 3), ("MAX_COLOURS", 2), ("MAX_WORDS", 3), ("MAX_PROMPT", 12)):
-        monkeypatch.setattr(grammar, name, limit)
-
-
-def internvl_pipeline(**settings):
-    pipe = tiny_pipeline(**{"plan_instruction": "", **settings})
-    pipe.mllm = tiny_mllm(max_position_embeddings=4096)
-    return pipe
+    shorten_plans(monkeypatch)
 
 
 def lively(mllm):
@@ -46,7 +38,7 @@ def qwen_pipeline(**settings):
     return pipe
 
 
-PIPELINES = {"internvl": internvl_pipeline, "qwen3_vl": qwen_pipeline}
+PIPELINES = {"internvl": reasoning_pipeline, "qwen3_vl": qwen_pipeline}
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
@@ -57,7 +49,7 @@ def pipe(request):
 @pytest.fixture(scope="module")
 def small():
     """For what does not depend on the family."""
-    return internvl_pipeline()
+    return reasoning_pipeline()
 
 
 def a_plan(prompt="image 1 on red", count=1, **values):
@@ -169,13 +161,13 @@ class TestPlans:
         monkeypatch.setattr(
             InternVLReader, "answer", lambda self, text, *rest: asked.append(text) or answer(self, text, *rest)
         )
-        assert internvl_pipeline(plan_instruction="Plan it.").reason(PROMPT).asked == PROMPT
+        assert reasoning_pipeline(plan_instruction="Plan it.").reason(PROMPT).asked == PROMPT
         small.reason(PROMPT)
         assert asked == ["Plan it.\n\nRequest: a red cat", PROMPT]
 
     def test_the_instruction_is_a_saved_setting(self, tmp_path):
         assert tiny_pipeline().config.plan_instruction == INSTRUCTION
-        internvl_pipeline(plan_instruction="Plan\nit.").save_pretrained(tmp_path)
+        reasoning_pipeline(plan_instruction="Plan\nit.").save_pretrained(tmp_path)
         assert SubjectPipeline.from_pretrained(tmp_path).config.plan_instruction == "Plan\nit."
 
     def test_the_instruction_shows_the_form_that_is_read(self):
@@ -353,7 +345,7 @@ class TestRefusals:
             small(prompt, **options)
 
     def test_subjects_of_another_model(self, small):
-        other = internvl_pipeline()
+        other = reasoning_pipeline()
         with torch.no_grad():
             next(other.mllm.parameters()).add_(1e-3)
         with pytest.raises(ValueError, match="different model"):

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch, hub
 from subjectgen.backbones import Denoiser, Reader, Transformer, denoiser_of, reader_of
+from subjectgen.binding import Binding
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
@@ -27,13 +28,13 @@ from subjectgen.generate.to_image import Pictures, to_image
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
+from subjectgen.references import read_images
 from subjectgen.request import (
     Limits,
     Request,
     ResolvedRequest,
     draw_noise,
     one_of_two,
-    read_images,
     resolve,
 )
 from subjectgen.strict import check_complete
@@ -51,6 +52,7 @@ class SubjectPipelineOutput(BaseOutput):
     """The pictures: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w]."""
 
     images: Pictures
+    bindings: tuple[tuple[Binding, ...], ...] = ()  # for each prompt, which of its phrases mean which reference
 
 
 class SubjectPipeline(DiffusionPipeline):
@@ -139,8 +141,8 @@ class SubjectPipeline(DiffusionPipeline):
 
         prompt: a string or a list of strings.
         subject_images: nothing, one image, a list (subjects in the prompt's order, the same for every prompt), a list
-            per prompt, or what `encode_subjects` made of them. An image is a path, a PIL image, an array or a tensor.
-            `image` is another name for it.
+            per prompt, or what `encode_subjects` made of them. An image is a path, a PIL image, an array, a tensor, or
+            a `Subject`: an image with a name, a box or a mask. `image` is another name for it.
         height, width: pixels, multiples of what one token covers.
         guidance_scale, negative_prompt, negative ("empty_text", "no_identity", "no_condition"): see `Guidance`;
             `guidance` takes a whole one, with three terms if you like.
@@ -183,7 +185,9 @@ class SubjectPipeline(DiffusionPipeline):
         images = to_image(self.vae, painted, resolved.output_type)
 
         self.maybe_free_model_hooks()
-        return SubjectPipelineOutput(images=images) if return_dict else (images,)
+        if not return_dict:
+            return (images,)
+        return SubjectPipelineOutput(images=images, bindings=resolved.bindings)
 
     @torch.no_grad()
     def encode_subjects(self, images: Any) -> SubjectEmbeds:
@@ -196,7 +200,7 @@ class SubjectPipeline(DiffusionPipeline):
         (prefix,) = batch.prefixes(reader, [references])
         (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
         self.maybe_free_model_hooks()
-        return SubjectEmbeds(prefix=prefix, identity=identity, fingerprints=self.fingerprints)
+        return SubjectEmbeds(prefix=prefix, identity=identity, names=references.names, fingerprints=self.fingerprints)
 
     def estimate(self, prompt: Any, subject_images: Any = None, **options: Any) -> Estimate:
         """What a call with these arguments costs, before it runs: tokens, steps and passes per stage, peak memory.

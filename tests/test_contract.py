@@ -13,12 +13,14 @@ from tiny_pipeline import tiny_pipeline
 import subjectgen
 
 PUBLIC = {
+    "Binding",
     "DualLayerAggregator",
     "Estimate",
     "Guidance",
     "ModelMixin",
     "ProcessorMixin",
     "Stage",
+    "Subject",
     "SubjectAdapter",
     "SubjectEmbeds",
     "SubjectPipeline",

@@ -49,6 +49,10 @@ class SubjectEmbeds:
         """How many identity tokens count."""
         return sum(int(mask.sum()) for mask in self.identity.counted)
 
+    def num_dropped(self, reader) -> int:
+        """How many image tokens of the MLLM became no semantic tokens."""
+        return self.prefix.num_dropped
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
         tensors = {f"prefix.{name}": getattr(self.prefix, name) for name in PREFIX_TENSORS}

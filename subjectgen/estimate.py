@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from subjectgen.backbones import Reader
-from subjectgen.embeds import SubjectEmbeds
 from subjectgen.generate.guide import plan
 from subjectgen.generate.sample import schedule
 from subjectgen.generate.stages import Stage, split_steps
 from subjectgen.models.vae import full_size_channels
-from subjectgen.request import Limits, ResolvedRequest, Subjects
+from subjectgen.request import Limits, ResolvedRequest
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
@@ -118,14 +116,7 @@ def _semantic_tokens(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
     reader, _ = pipe.adapters()
     pixels = pipe.limits.pixels_per_token
     pairs = zip(resolved.prompts, resolved.subjects, strict=True)
-    return max(reader.num_semantic(prompt, each.grids(pixels)) - _num_dropped(reader, each) for prompt, each in pairs)
-
-
-def _num_dropped(reader: Reader, subjects: Subjects) -> int:
-    """Image tokens outside the masks, which become no semantic tokens."""
-    if isinstance(subjects, SubjectEmbeds):
-        return subjects.prefix.num_dropped
-    return reader.num_dropped(subjects.masks)
+    return max(reader.num_semantic(prompt, each.grids(pixels)) - each.num_dropped(reader) for prompt, each in pairs)
 
 
 def _identity_tokens(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:

@@ -29,14 +29,7 @@ from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
 from subjectgen.references import read_images
-from subjectgen.request import (
-    Limits,
-    Request,
-    ResolvedRequest,
-    draw_noise,
-    one_of_two,
-    resolve,
-)
+from subjectgen.request import Limits, Request, ResolvedRequest, draw_noise, one_of_two, resolve
 from subjectgen.strict import check_complete
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import Condition
@@ -49,10 +42,13 @@ Callback = Callable[..., dict[str, Any] | None]
 
 @dataclass
 class SubjectPipelineOutput(BaseOutput):
-    """The pictures: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w]."""
+    """The pictures: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w].
+
+    And for each prompt, which of its phrases stand for which reference.
+    """
 
     images: Pictures
-    bindings: tuple[tuple[Binding, ...], ...] = ()  # for each prompt, which of its phrases mean which reference
+    bindings: tuple[tuple[Binding, ...], ...] = ()
 
 
 class SubjectPipeline(DiffusionPipeline):
@@ -185,13 +181,14 @@ class SubjectPipeline(DiffusionPipeline):
         images = to_image(self.vae, painted, resolved.output_type)
 
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return (images,)
-        return SubjectPipelineOutput(images=images, bindings=resolved.bindings)
+        return SubjectPipelineOutput(images=images, bindings=resolved.bindings) if return_dict else (images,)
 
     @torch.no_grad()
     def encode_subjects(self, images: Any) -> SubjectEmbeds:
-        """Read the subjects of a prompt once, for many prompts; exact. One image or a list, in the prompt's order."""
+        """Read the subjects of a prompt once, for many prompts; exact. One image or a list, in the prompt's order.
+
+        An image may be a `Subject`.
+        """
         (entries,) = subject_lists(images, 1)
         if not entries:
             raise ValueError(f"encode_subjects({images!r}): expected one image or a list of images, this has none")

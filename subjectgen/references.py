@@ -45,6 +45,10 @@ class References:
         pairs = zip(self.masks, self.grids(pixels_per_token), strict=True)
         return sum(int(seen_tokens(mask, grid).sum()) for mask, grid in pairs)
 
+    def num_dropped(self, reader) -> int:
+        """How many image tokens of the MLLM become no semantic tokens."""
+        return reader.num_dropped(self.masks)
+
 
 def key_of(image: Image.Image, mask: Mask | None = None) -> str:
     """A hash of a picture and its mask."""
@@ -63,6 +67,13 @@ def read_images(entries: Sequence[Any], limits: "Limits") -> References:
         masks=tuple(mask for _, mask in read),
         names=tuple(subject.name for subject in subjects),
     )
+
+
+def cropped_as_seen(value: Any, percent_box: Sequence[float | int], limits: "Limits") -> Subject:
+    """An image or subject cut to a box in percent of its reference as the model reads it, white paper and all."""
+    subject = Subject.of(value)
+    picture, _ = subject.read(alpha=True)
+    return subject.cropped_to(fit_of(picture.size, limits).of_picture(percent_box))
 
 
 def check_count(num_references: int, limits: "Limits") -> None:
@@ -85,6 +96,12 @@ class Fit:
     def corner(self) -> Size:
         """Where the picture starts."""
         return (self.paper[0] - self.scaled[0]) // 2, (self.paper[1] - self.scaled[1]) // 2
+
+    def of_picture(self, percent_box: Sequence[float | int]) -> tuple[float, ...]:
+        """Percent of the paper's sides -> percent of the picture's, as far as it reaches."""
+        axes = zip(percent_box, self.paper * 2, self.corner * 2, self.scaled * 2, strict=True)
+        shares = [(percent / 100 * paper - corner) / scaled for percent, paper, corner, scaled in axes]
+        return tuple(min(max(100 * share, 0.0), 100.0) for share in shares)
 
     def laid(self, picture: Image.Image, resample: Image.Resampling, ground: Any) -> Image.Image:
         paper = Image.new(picture.mode, self.paper, ground)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from subjectgen import Subject
 from subjectgen.masks import read_mask, seen_tokens
-from subjectgen.references import read_images
+from subjectgen.references import cropped_as_seen, read_images
 from subjectgen.request import Limits
 
 RNG = np.random.default_rng(0)
@@ -65,6 +65,20 @@ class TestPercent:
 
     def test_is_of_the_box(self):
         assert Subject(PICTURE, box=(10, 10, 30, 20)).cropped_to((50, 0, 100, 50)).box == (20, 10, 30, 15)
+
+    @pytest.mark.parametrize(
+        ("percents", "expected"),
+        [((0, 25, 100, 75), (0, 0, 64, 32)), ((25, 50, 50, 100), (16, 16, 32, 32)), ((0, 0, 50, 50), (0, 0, 32, 16))],
+    )
+    def test_of_what_the_model_sees(self, percents, expected):
+        """A wide picture lies in the middle half of a square."""
+        wide = Image.new("RGB", (64, 32))
+        assert cropped_as_seen(wide, percents, limits()).box == expected
+        assert cropped_as_seen(wide, percents, limits("own")).box == Subject(wide).cropped_to(percents).box
+
+    def test_of_paper_alone(self):
+        with pytest.raises(ValueError, match="percent_box"):
+            cropped_as_seen(Image.new("RGB", (64, 32)), (0, 0, 100, 20), limits())
 
     def test_the_rest_stays(self):
         subject = Subject(PICTURE, name="cat", mask=ROUND)

@@ -88,11 +88,11 @@ class FluxDenoiser:
         Within a reference, rotary attention depends on differences of positions only. Tokens that do not count are
         not read at all.
         """
-        counted = tokens.new_ones(tokens.shape[1], dtype=torch.bool) if counted is None else counted.to(tokens.device)
+        places = slice(None) if counted is None else counted.to(tokens.device)
         call = AttentionCall(writing=True)
         nothing = tokens.new_zeros(len(tokens), 0, self.transformer.config["joint_attention_dim"])
-        tokens = self.with_positions(tokens, grid)[:, counted]
-        self._read(tokens, nothing, null_pooled, grid_ids(grid, device=tokens.device)[counted], call)
+        tokens = self.with_positions(tokens, grid)[:, places]
+        self._read(tokens, nothing, null_pooled, grid_ids(grid, device=tokens.device)[places], call)
         return call.key_values()
 
     def placed(

@@ -34,15 +34,15 @@ WHOLE = np.ones_like(CORNER)
 @pytest.fixture(scope="module", params=["cached", "joint", "qwen"])
 def pipe(request):
     if request.param == "qwen":
-        pipe = tiny_qwen_pipeline()
+        pipe = tiny_qwen_pipeline(num_inference_steps=2)
         pipe.set_progress_bar_config(disable=True)
         return pipe
-    return tiny_pipeline(conditions=request.param, reference_size=SIDE, num_inference_steps=3, stages="faithful")
+    return tiny_pipeline(conditions=request.param, reference_size=SIDE, num_inference_steps=2, stages="faithful")
 
 
 @pytest.fixture(scope="module", params=["cached", "joint"])
 def flux(request):
-    return tiny_pipeline(conditions=request.param, reference_size=SIDE, num_inference_steps=3, stages="faithful")
+    return tiny_pipeline(conditions=request.param, reference_size=SIDE, num_inference_steps=2, stages="faithful")
 
 
 def paint(pipe, subjects, prompt=PROMPT, seeds=(0,), **options):
@@ -125,10 +125,10 @@ class TestCost:
         told = flux.estimate(PROMPT, subject).stages[0]
         sizes = [(call["encoder_hidden_states"].shape[1], call["hidden_states"].shape[1]) for call in given]
         if flux.config["conditions"] == "joint":
-            assert sizes == [(told.semantic_tokens, told.noise_tokens + 4)] * 3
+            assert sizes == [(told.semantic_tokens, told.noise_tokens + 4)] * 2
         else:  # the prompt and the reference once, then the noise alone
             assert sorted(sizes[:2]) == sorted([(told.semantic_tokens, 0), (0, 4)])
-            assert sizes[2:] == [(0, told.noise_tokens)] * 3
+            assert sizes[2:] == [(0, told.noise_tokens)] * 2
 
     def test_qwen(self):
         """64 px: 4 x 4 latents, which stand in the places of image tokens and are counted as identity."""
@@ -143,7 +143,7 @@ def masked(tokens, *masks):
 
 
 @torch.no_grad()
-def flux_velocity(mode, identity, pooled=None):
+def flux_velocity(mode, identity):
     denoiser = FluxDenoiser(tiny_flux(), mode)
     context = denoiser.prepare([Condition(semantic=semantic(5, 1), identity=identity)], GRID, 1.0, 1.0, NULL)
     return denoiser.velocity(noise(), 0.7, context)

@@ -116,12 +116,12 @@ def _semantic_tokens(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
     reader, _ = pipe.adapters()
     pixels = pipe.limits.pixels_per_token
     pairs = zip(resolved.prompts, resolved.subjects, strict=True)
-    return max(reader.num_semantic(prompt, subjects.grids(pixels)) for prompt, subjects in pairs)
+    return max(reader.num_semantic(prompt, each.grids(pixels)) - each.num_dropped(reader) for prompt, each in pairs)
 
 
 def _identity_tokens(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:
     pixels = pipe.limits.pixels_per_token
-    return max(sum(rows * columns for rows, columns in each.grids(pixels)) for each in resolved.subjects)
+    return max(each.num_identity(pixels) for each in resolved.subjects)
 
 
 def _encode_bytes(pipe: "SubjectPipeline", resolved: ResolvedRequest) -> int:

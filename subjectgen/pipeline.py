@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch, hub
 from subjectgen.backbones import Denoiser, Reader, Transformer, denoiser_of, reader_of
+from subjectgen.binding import Binding
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
@@ -31,15 +32,8 @@ from subjectgen.reasoning.instruction import INSTRUCTION
 from subjectgen.reasoning.paint import as_painted, plans_of
 from subjectgen.reasoning.plan import Plan
 from subjectgen.reasoning.reason import OnToken, Writing, reason, reasoned
-from subjectgen.request import (
-    Limits,
-    Request,
-    ResolvedRequest,
-    draw_noise,
-    one_of_two,
-    read_images,
-    resolve,
-)
+from subjectgen.references import read_images
+from subjectgen.request import Limits, Request, ResolvedRequest, draw_noise, one_of_two, resolve
 from subjectgen.strict import check_complete
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import Condition
@@ -52,13 +46,16 @@ Callback = Callable[..., dict[str, Any] | None]
 
 @dataclass
 class SubjectPipelineOutput(BaseOutput):
-    """The pictures, and the plans they were painted from.
+    """The pictures, how their prompts were understood, and what they were painted from.
 
     images: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w].
+    bindings: for each prompt, which of its phrases stand for which reference.
+    plans: one per prompt; None if none was planned.
     """
 
     images: Pictures
-    plans: list[Plan] | None = None  # one per prompt, if there were any
+    bindings: tuple[tuple[Binding, ...], ...] = ()
+    plans: list[Plan] | None = None
 
 
 class SubjectPipeline(DiffusionPipeline):
@@ -150,8 +147,8 @@ class SubjectPipeline(DiffusionPipeline):
 
         prompt: a string or a list of strings; or a Plan or a list of them, with references of their own.
         subject_images: nothing, one image, a list (subjects in the prompt's order, the same for every prompt), a list
-            per prompt, or what `encode_subjects` made of them. An image is a path, a PIL image, an array or a tensor.
-            `image` is another name for it.
+            per prompt, or what `encode_subjects` made of them. An image is a path, a PIL image, an array, a tensor, or
+            a `Subject`: an image with a name, a box or a mask. `image` is another name for it.
         height, width: pixels, multiples of what one token covers.
         guidance_scale, negative_prompt, negative ("empty_text", "no_identity", "no_condition"): see `Guidance`;
             `guidance` takes a whole one, with three terms if you like.
@@ -199,7 +196,9 @@ class SubjectPipeline(DiffusionPipeline):
         images = to_image(self.vae, painted, resolved.output_type)
 
         self.maybe_free_model_hooks()
-        return SubjectPipelineOutput(images=images, plans=plans_of(request.prompt)) if return_dict else (images,)
+        plans = plans_of(request.prompt)
+        output = SubjectPipelineOutput(images=images, bindings=resolved.bindings, plans=plans)
+        return output if return_dict else (images,)
 
     @torch.no_grad()
     def reason(
@@ -231,7 +230,10 @@ class SubjectPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode_subjects(self, images: Any) -> SubjectEmbeds:
-        """Read the subjects of a prompt once, for many prompts; exact. One image or a list, in the prompt's order."""
+        """Read the subjects of a prompt once, for many prompts; exact. One image or a list, in the prompt's order.
+
+        An image may be a `Subject`.
+        """
         (entries,) = subject_lists(images, 1)
         if not entries:
             raise ValueError(f"encode_subjects({images!r}): expected one image or a list of images, this has none")
@@ -240,7 +242,7 @@ class SubjectPipeline(DiffusionPipeline):
         (prefix,) = batch.prefixes(reader, [references])
         (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
         self.maybe_free_model_hooks()
-        return SubjectEmbeds(prefix=prefix, identity=identity, fingerprints=self.fingerprints)
+        return SubjectEmbeds(prefix=prefix, identity=identity, names=references.names, fingerprints=self.fingerprints)
 
     def estimate(self, prompt: Any, subject_images: Any = None, **options: Any) -> Estimate:
         """What a call with these arguments costs, before it runs: tokens, steps and passes per stage, peak memory.
@@ -284,7 +286,7 @@ class SubjectPipeline(DiffusionPipeline):
         return self._interrupt
 
     def _resolve(self, request: Request) -> ResolvedRequest:
-        resolved = resolve(as_painted(request), self.limits)
+        resolved = resolve(as_painted(request, self.limits), self.limits)
         for subjects in resolved.subjects:
             if isinstance(subjects, SubjectEmbeds):
                 subjects.check(self.fingerprints)

@@ -13,6 +13,7 @@ from tiny_pipeline import tiny_pipeline
 import subjectgen
 
 PUBLIC = {
+    "Binding",
     "DualLayerAggregator",
     "Estimate",
     "Guidance",
@@ -22,6 +23,7 @@ PUBLIC = {
     "PlannedSubject",
     "ProcessorMixin",
     "Stage",
+    "Subject",
     "SubjectAdapter",
     "SubjectEmbeds",
     "SubjectPipeline",

@@ -128,11 +128,11 @@ def test_images_are_neither_compared_nor_printed_nor_written():
         ({"subjects": [{**DICT["subjects"][0], "box": [0, 0, 0.5, 1]}]}, "box="),
         ({"subjects": [{**DICT["subjects"][0], "box": None}]}, "box=None"),
         ({"subjects": [{**DICT["subjects"][0], "colours": "red"}]}, "colours='red'"),
-        ({"subjects": DICT["subjects"][:1]}, "image 2.*1 subjects"),
+        ({"subjects": DICT["subjects"][:1]}, "image 2.*1 reference"),
         ({"subjects": [{**DICT["subjects"][0], "colours": ["red", 7]}]}, "colours, number 2=7"),
         ({"scene": None}, "scene=None"),
         ({"prompt": "  "}, "prompt is empty"),
-        ({"prompt": "Image 0"}, "image 0"),
+        ({"prompt": "Image 0"}, "Image 0"),
     ],
 )
 def test_bad_dicts(change, words):

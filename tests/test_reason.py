@@ -7,7 +7,7 @@ from tiny_pipeline import picture, reasoning_pipeline, seeded_generators, shorte
 from tiny_qwen import tiny_qwen_mllm, tiny_qwen_pipeline, tiny_qwen_processor
 from transformers import GenerationConfig
 
-from subjectgen import Plan, PlanError, PlannedSubject, SubjectPipeline
+from subjectgen import Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.models.mllm.qwen3_vl import Qwen3VLReader
 from subjectgen.reasoning import grammar
@@ -19,8 +19,14 @@ NEW_TOKENS = 24
 
 
 @pytest.fixture(autouse=True)
-def short_values(monkeypatch):
+def short_plans(monkeypatch):
     shorten_plans(monkeypatch)
+
+
+@pytest.fixture
+def whole_boxes(monkeypatch):
+    """Every subject fills its picture, so that nothing is cut."""
+    monkeypatch.setattr(grammar, "_box_rules", lambda: 'box: "0 0 100 100"')
 
 
 def lively(mllm):
@@ -52,8 +58,8 @@ def small():
     return reasoning_pipeline()
 
 
-def a_plan(prompt="image 1 on red", count=1, **values):
-    subject = PlannedSubject(name="cat", colours=("red",), box=(0, 0, 100, 100), pose="upright", ground="white")
+def a_plan(prompt="image 1 on red", count=1, box=(0, 0, 100, 100), **values):
+    subject = PlannedSubject(name="cat", colours=("red",), box=box, pose="upright", ground="white")
     words = dict.fromkeys(("scene", "view", "pose", "changes", "keeps", "asked"), "x")
     return Plan(subjects=(subject,) * count, prompt=prompt, **{**words, **values})
 
@@ -185,9 +191,9 @@ class Counter:
         read_references = type(pipe.adapters()[0]).read_references
         encode = type(pipe.vae).encode
 
-        def reading(reader, images):
+        def reading(reader, images, *masks):
             self.read += len(images)
-            return read_references(reader, images)
+            return read_references(reader, images, *masks)
 
         def encoding(vae, pixels, *rest, **options):
             self.encoded += len(pixels)
@@ -197,6 +203,7 @@ class Counter:
         monkeypatch.setattr(type(pipe.vae), "encode", encoding)
 
 
+@pytest.mark.usefixtures("whole_boxes")
 class TestReadOnce:
     def test_reason_then_paint(self, pipe, monkeypatch):
         counter = Counter(pipe, monkeypatch)
@@ -219,6 +226,7 @@ class TestReadOnce:
         assert plan == pipe.reason(PROMPT, [RED, BLUE])
 
 
+@pytest.mark.usefixtures("whole_boxes")
 class TestPainting:
     def test_a_plan_is_its_prompt_with_its_images(self, pipe):
         plan = pipe.reason(PROMPT, [RED, TALL])
@@ -260,11 +268,49 @@ class TestPainting:
 
     def test_no_plans_without_reasoning(self, small):
         out = small(PROMPT, RED, output_type="latent")
-        assert out.plans is None and out.to_tuple() == (out.images,)
+        assert out.plans is None and "plans" not in out
 
     def test_cost_of_a_plan(self, small):
         plan = a_plan(count=1, subject_images=[RED])
         assert small.estimate(plan) == small.estimate(plan.prompt, [RED])
+
+
+class TestBoxes:
+    def test_a_reference_is_cut_to_its_planned_box(self, pipe):
+        """RED is 40 x 30: on a square the paper above and below it is an eighth of the side each."""
+        square = pipe.config.reference_shape == "square"
+        box = (26, 26, 99, 74) if square else (26, 17, 99, 83)
+        plan = a_plan(box=box, subject_images=[RED])
+        by_hand = Subject(RED, box=(10, 5, 40, 25))
+        assert torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, by_hand))
+        assert not torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, RED))
+
+    def test_what_the_user_cut_out_stays(self, pipe):
+        own = Subject(RED, box=(0, 0, 20, 20))
+        plan = a_plan(box=(25, 25, 100, 75), subject_images=[own])
+        assert torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, own))
+
+    def test_a_box_edited_after_reasoning(self, small, monkeypatch, whole_boxes):
+        plan = small.reason(PROMPT, RED).replace_subject(1, box=(26, 26, 99, 74))
+        counter = Counter(small, monkeypatch)
+        assert torch.equal(latents(small, plan), latents(small, plan.prompt, Subject(RED, box=(10, 5, 40, 25))))
+        assert counter.read == 2  # another picture than was read: once for the plan, once by hand
+
+    def test_nearly_all_is_not_cut(self, small):
+        plan = a_plan(box=(2, 0, 100, 100), subject_images=[RED])
+        assert torch.equal(latents(small, plan), latents(small, plan.prompt, RED))
+
+    def test_a_box_of_nothing_but_paper(self, small):
+        with pytest.raises(ValueError, match=r"box=\(0, 0, 100, 9\) of image 1 shows nothing.*replace_subject\(1"):
+            small(a_plan(box=(0, 0, 100, 9), subject_images=[RED]))
+
+    def test_a_name_is_a_number_for_the_plan(self, small, whole_boxes):
+        named = [Subject(RED, name="mug"), Subject(TALL, name="hat")]
+        plan = small.reason("the hat on red", named)
+        assert plan.asked == "the hat on red"
+        assert plan.replace(asked="") == small.reason("the hat of image 2 on red", [RED, TALL]).replace(asked="")
+        edited = plan.replace(prompt="the hat on blue")
+        assert torch.equal(latents(small, edited), latents(small, "the hat of image 1 on blue", TALL))
 
 
 class TestNoPlan:
@@ -282,7 +328,7 @@ class TestNoPlan:
     def test_a_text_that_contradicts_itself(self, small, monkeypatch):
         """The grammar cannot count: a prompt about an image that is not there is written and refused."""
         monkeypatch.setattr(grammar, "_words", lambda at_most, without: "image 9")
-        with pytest.raises(PlanError, match=r"speaks of image 9.*1 subjects") as refused:
+        with pytest.raises(PlanError, match=r"speaks of 'image 9'.*1 reference") as refused:
             small.reason(PROMPT, RED)
         assert refused.value.written.endswith("<prompt>image 9</prompt>")
 

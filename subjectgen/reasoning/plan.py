@@ -1,15 +1,14 @@
 """What an MLLM decides before anything is painted: read it, edit it, keep it as JSON, paint it with `pipe(plan)`."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from subjectgen.binding import bind
 from subjectgen.embeds import SubjectEmbeds
 
 FORMAT = "subjectgen.Plan/1"
-REFERENCE = re.compile(r"\bimage (\d+)", re.IGNORECASE)  # how a prompt calls its references, counted from 1
 DECISIONS = ("scene", "view", "pose", "changes", "keeps")  # what the prompt says in one sentence
 Box = tuple[int, int, int, int]  # left, top, right, bottom in percent of the sides
 
@@ -65,12 +64,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError("a plan's prompt is empty: expected the words that are to be painted")
-        strangers = sorted({k for k in references_in(self.prompt) if not 1 <= k <= len(self.subjects)})
-        if strangers:
-            raise ValueError(
-                f"the prompt {self.prompt!r} speaks of image {strangers[0]} and the plan has {len(self.subjects)} "
-                "subjects: expected images counted from 1. Change the prompt, or the subjects."
-            )
+        bind(self.prompt, [None] * len(self.subjects))  # refuses a number without a subject
 
     def __str__(self) -> str:
         lines = [("asked", self.asked)]
@@ -130,11 +124,6 @@ class Plan:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise ValueError(f"a plan that is no JSON ({error}): expected what Plan.to_json() wrote") from error
-
-
-def references_in(prompt: str) -> list[int]:
-    """Numbers of the references that a prompt speaks of, in its order."""
-    return [int(number) for number in REFERENCE.findall(prompt)]
 
 
 def _written_fields() -> tuple[str, ...]:

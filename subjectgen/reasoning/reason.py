@@ -47,11 +47,11 @@ def reason(pipe: "SubjectPipeline", prompt: Any, subject_images: Any, writing: W
     if not isinstance(prompt, str):
         raise ValueError(f"prompt={prompt!r}: expected one string. pipe(prompts, images, reasoning=True) takes many.")
     (entries,) = entries_of(subject_images, 1)
-    pipe._resolve(Request(prompt=prompt, subject_images=[entries]))  # refuses before anything is read
+    (named,) = pipe._resolve(Request(prompt=prompt, subject_images=[entries])).prompts  # refuses before work begins
     embeds = _read(pipe, entries)
     reader, _ = pipe.adapters()
     prefix = reader.read_references(()) if embeds is None else embeds.prefix
-    text = _written(pipe, reader, request_to_plan(pipe.config["plan_instruction"], prompt), prefix, writing)
+    text = _written(pipe, reader, request_to_plan(pipe.config["plan_instruction"], named), prefix, writing)
     return replace(parse_plan(text, prefix.num_references, prompt), subject_images=entries, embeds=embeds)
 
 

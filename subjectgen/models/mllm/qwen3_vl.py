@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from subjectgen.images import on_white
+from subjectgen.masks import Mask
 from subjectgen.models.mllm.cache import cache_of, kept_in, last_layer_output
 from subjectgen.models.mllm.reader import MllmReader
 from subjectgen.models.mllm.template import Frame, cut, prompt_tokens, token_ids
@@ -34,8 +35,11 @@ class Qwen3VLReader(MllmReader):
     max_prompt_tokens = 2048
 
     @torch.no_grad()
-    def read_references(self, images: Sequence[Image.Image]) -> ReferencePrefix:
-        """References in the prompt's order -> all that any prompt after them needs. Transparency is seen as white."""
+    def read_references(self, images: Sequence[Image.Image], masks: Sequence[Mask | None] = ()) -> ReferencePrefix:
+        """References in the prompt's order -> all that any prompt after them needs. Transparency is seen as white.
+
+        masks: drop nothing here. Image tokens only hold the places of latents, of which the DiT leaves out its own.
+        """
         pixels = self._pixels(images)
         ids = self._frame(self._slots(pixels)).prefix_ids
         positions = self._positions(ids, pixels.get("image_grid_thw"))
@@ -59,6 +63,10 @@ class Qwen3VLReader(MllmReader):
         return HiddenStates(
             states=torch.cat((before, states), dim=1), is_image=torch.cat((is_image, is_image.new_zeros(len(ids))))
         )
+
+    def num_dropped(self, masks: Sequence[Mask | None]) -> int:
+        """How many image tokens a mask takes from the semantic ones: they are none anyway."""
+        return 0
 
     def num_semantic(self, prompt: str, grids: Sequence[tuple[int, int]]) -> int:
         """How many semantic tokens a prompt about references of these grids (of DiT tokens) has."""

@@ -25,7 +25,7 @@ from subjectgen.placement import best_device
 COUNTS = (0, 1, 2, 4)  # references of a picture
 MODES = ("joint", "cached")
 TOGETHER = 4  # pictures of a prompt: one alone is so little work for mini that its step is mostly the calls themselves
-PROMPTS = ("a large image 1 on the left, teal stripes behind", "image 1 at the top on a plain yellow ground")
+PROMPTS = ("the large subject on the left, teal stripes behind", "the subject at the top on a plain yellow ground")
 COLOURS = ("crimson", "royalblue", "gold", "seagreen")
 FASTER, OVERHEAD = 4.0, 0.05  # the bars: a cached step with most references; pipeline time beside its networks
 console = Console()

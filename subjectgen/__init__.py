@@ -5,6 +5,7 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from transformers import ProcessorMixin
 
 from subjectgen.adapter import SubjectAdapter
+from subjectgen.binding import Binding
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.estimate import Estimate
 from subjectgen.generate.guide import Guidance
@@ -13,6 +14,8 @@ from subjectgen.load import load
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.mllm.processor import SubjectProcessor
 from subjectgen.pipeline import SubjectPipeline, SubjectPipelineOutput
+from subjectgen.reasoning.plan import Plan, PlanError, PlannedSubject
+from subjectgen.subject import Subject
 from subjectgen.weights import WeightsError
 
 # A saved pipeline names the classes of its components as ["subjectgen", class], and diffusers looks them and their base
@@ -20,12 +23,17 @@ from subjectgen.weights import WeightsError
 LOADABLE_CLASSES.setdefault("subjectgen", {})
 
 __all__ = [
+    "Binding",
     "DualLayerAggregator",
     "Estimate",
     "Guidance",
     "ModelMixin",
+    "Plan",
+    "PlanError",
+    "PlannedSubject",
     "ProcessorMixin",
     "Stage",
+    "Subject",
     "SubjectAdapter",
     "SubjectEmbeds",
     "SubjectPipeline",

@@ -33,8 +33,14 @@ def prefixes(reader: Reader, subjects: Sequence[Subjects]) -> list[ReferencePref
     read: dict[tuple, ReferencePrefix] = {}
     for each in subjects:
         if each.key not in read:
-            read[each.key] = each.prefix if isinstance(each, SubjectEmbeds) else reader.read_references(each.images)
+            read[each.key] = _prefix(reader, each)
     return [read[each.key] for each in subjects]
+
+
+def _prefix(reader: Reader, subjects: Subjects) -> ReferencePrefix:
+    if isinstance(subjects, SubjectEmbeds):
+        return subjects.prefix
+    return reader.read_references(subjects.images, subjects.masks)
 
 
 def identities(
@@ -50,7 +56,7 @@ def identities(
             for key, image in zip(each.key, each.images, strict=True):
                 if key not in latents:
                     latents[key] = latents_from_pixels(vae, pixels_of(image).to(device))[0]
-            tokens[each.key] = identity_tokens(denoiser, [latents[key] for key in each.key])
+            tokens[each.key] = identity_tokens(denoiser, [latents[key] for key in each.key], each.masks)
     return [tokens[each.key] for each in subjects]
 
 

@@ -19,7 +19,7 @@ from subjectgen.weights import state_hash
 
 REMEDY = "Encode the subjects again with pipe.encode_subjects(images)."
 VERSIONED = {"transformers_version", "processor_class"}  # differ between releases, change nothing
-FORMAT = "subjectgen.SubjectEmbeds/2"
+FORMAT = "subjectgen.SubjectEmbeds/3"
 PREFIX_TENSORS = ("states", "is_image", "keys", "values")
 
 
@@ -29,6 +29,7 @@ class SubjectEmbeds:
 
     prefix: ReferencePrefix
     identity: IdentityTokens
+    names: tuple[str | None, ...]  # what prompts may call each reference
     fingerprints: Mapping[str, str]  # component or setting -> sha256 or value
 
     @property
@@ -44,14 +45,25 @@ class SubjectEmbeds:
         """Rows and columns of identity tokens of each reference."""
         return self.identity.grids
 
+    def num_identity(self, pixels_per_token: int) -> int:
+        """How many identity tokens count."""
+        return sum(int(mask.sum()) for mask in self.identity.counted)
+
+    def num_dropped(self, reader) -> int:
+        """How many image tokens of the MLLM became no semantic tokens."""
+        return self.prefix.num_dropped
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
         tensors = {f"prefix.{name}": getattr(self.prefix, name) for name in PREFIX_TENSORS}
         tensors |= {f"identity.{k}": tokens for k, tokens in enumerate(self.identity.tokens)}
+        tensors |= {f"identity_mask.{k}": mask for k, mask in enumerate(self.identity.masks or ())}
         metadata = {
             "format": FORMAT,
             "num_references": str(self.num_references),
             "position": str(self.prefix.position),
+            "num_dropped": str(self.prefix.num_dropped),
+            "names": json.dumps(self.names),
             "grids": json.dumps(self.identity.grids),
             "fingerprints": json.dumps(dict(self.fingerprints), sort_keys=True),
         }
@@ -81,12 +93,16 @@ class SubjectEmbeds:
     def _from_tensors(cls, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> "SubjectEmbeds":
         num_references = int(metadata["num_references"])
         prefix = {name: tensors[f"prefix.{name}"] for name in PREFIX_TENSORS}
+        numbers = {name: int(metadata[name]) for name in ("position", "num_references", "num_dropped")}
+        masked = range(num_references) if "identity_mask.0" in tensors else ()
         return cls(
-            prefix=ReferencePrefix(**prefix, position=int(metadata["position"]), num_references=num_references),
+            prefix=ReferencePrefix(**prefix, **numbers),
             identity=IdentityTokens(
                 tokens=tuple(tensors[f"identity.{k}"] for k in range(num_references)),
                 grids=tuple((rows, columns) for rows, columns in json.loads(metadata["grids"])),
+                masks=tuple(tensors[f"identity_mask.{k}"] for k in masked) or None,
             ),
+            names=tuple(json.loads(metadata["names"])),
             fingerprints=json.loads(metadata["fingerprints"]),
         )
 

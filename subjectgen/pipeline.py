@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch, hub
 from subjectgen.backbones import ADAPTERS, Denoiser, Reader, Transformer, adapter_of, denoiser_of, reader_of
+from subjectgen.binding import Binding
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
@@ -29,15 +30,12 @@ from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
 from subjectgen.quantization import check_saved
-from subjectgen.request import (
-    Limits,
-    Request,
-    ResolvedRequest,
-    draw_noise,
-    one_of_two,
-    read_images,
-    resolve,
-)
+from subjectgen.reasoning.instruction import INSTRUCTION
+from subjectgen.reasoning.paint import as_painted, plans_of
+from subjectgen.reasoning.plan import Plan
+from subjectgen.reasoning.reason import OnToken, Writing, reason, reasoned
+from subjectgen.references import read_images
+from subjectgen.request import Limits, Request, ResolvedRequest, draw_noise, one_of_two, resolve
 from subjectgen.strict import check_classes, check_complete
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import Condition
@@ -50,9 +48,16 @@ Callback = Callable[..., dict[str, Any] | None]
 
 @dataclass
 class SubjectPipelineOutput(BaseOutput):
-    """The pictures: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w]."""
+    """The pictures, how their prompts were understood, and what they were painted from.
+
+    images: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w].
+    bindings: for each prompt, which of its phrases stand for which reference.
+    plans: one per prompt; None if none was planned.
+    """
 
     images: Pictures
+    bindings: tuple[tuple[Binding, ...], ...] = ()
+    plans: list[Plan] | None = None
 
 
 class SubjectPipeline(DiffusionPipeline):
@@ -83,6 +88,7 @@ class SubjectPipeline(DiffusionPipeline):
         image_size: int = 128,
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
+        plan_instruction: str = INSTRUCTION,
         license: str | None = None,
     ):
         super().__init__()
@@ -106,6 +112,7 @@ class SubjectPipeline(DiffusionPipeline):
             image_size=image_size,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            plan_instruction=plan_instruction,
             license=license,
         )
         self._fingerprints = Fingerprints()
@@ -128,6 +135,7 @@ class SubjectPipeline(DiffusionPipeline):
         negative: Any = None,
         guidance: Any = None,
         stages: Any = None,
+        reasoning: bool = False,
         num_images_per_prompt: Any = 1,
         generator: Any = None,
         latents: Any = None,
@@ -140,21 +148,22 @@ class SubjectPipeline(DiffusionPipeline):
 
         Returns a SubjectPipelineOutput, or a tuple of the pictures alone if `return_dict` is false.
 
-        prompt: a string or a list of strings.
+        prompt: a string or a list of strings; or a Plan or a list of them, with references of their own.
         subject_images: nothing, one image, a list (subjects in the prompt's order, the same for every prompt), a list
-            per prompt, or what `encode_subjects` made of them. An image is a path, a PIL image, an array or a tensor.
-            `image` is another name for it.
+            per prompt, or what `encode_subjects` made of them. An image is a path, a PIL image, an array, a tensor, or
+            a `Subject`: an image with a name, a box or a mask. `image` is another name for it.
         height, width: pixels, multiples of what one token covers.
         guidance_scale, negative_prompt, negative ("empty_text", "no_identity", "no_condition"): see `Guidance`;
             `guidance` takes a whole one, with three terms if you like.
         stages: "paper", "free", "faithful" or a list of `Stage`.
+        reasoning: plan each prompt first, as `reason` does, and paint the plans.
         generator: one (drawn from once per picture, in order) or one per picture.
         latents: noise [pictures, channels, rows, columns] in place of the generators'.
         callback_on_step_end: called as (pipe, step, timestep, {"latents": [b, c, h, w]}); the "latents" of the mapping
             it returns are used from there on. Set `pipe._interrupt = True` in it to stop.
 
-        Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed; OutOfMemory,
-        which leaves the pipeline as it was.
+        Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed; PlanError where
+        reasoning came to no plan; OutOfMemory, which leaves the pipeline as it was.
         """
         request = Request(
             prompt=prompt,
@@ -176,6 +185,9 @@ class SubjectPipeline(DiffusionPipeline):
         resolved = self._resolve(request)
         noise = draw_noise(request, resolved, self.limits)
         self._interrupt = False
+        if reasoning:
+            request = reasoned(self, request)
+            resolved = self._resolve(request)
 
         reader, denoiser = self.adapters()
         texts, subjects = zip(*(read := batch.readings(resolved)), strict=True)
@@ -185,12 +197,44 @@ class SubjectPipeline(DiffusionPipeline):
         conditions = batch.conditions(resolved, read, semantic, identity)
         painted = self._sample(denoiser, resolved, noise.to(reader.device), *conditions, callback_on_step_end)
         images = to_image(self.vae, painted, resolved.output_type)
-        return SubjectPipelineOutput(images=images) if return_dict else (images,)
+        plans = plans_of(request.prompt)
+        output = SubjectPipelineOutput(images=images, bindings=resolved.bindings, plans=plans)
+        return output if return_dict else (images,)
+
+    @recoverable
+    @torch.no_grad()
+    def reason(
+        self,
+        prompt: Any,
+        subject_images: Any = None,
+        *,
+        max_new_tokens: int = 768,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        callback_on_token: OnToken | None = None,
+    ) -> Plan:
+        """What the MLLM makes of one prompt before it is painted: print it, edit it with `replace`, paint it with
+        `pipe(plan)`.
+
+        subject_images: as of a call. What is read of them goes with the plan and is not read again.
+        temperature: 0 takes the likeliest token always; above 0 tokens are drawn, by `generator` if given.
+        callback_on_token: called as (pipe, all that is written so far). Set `pipe._interrupt = True` in it to stop.
+
+        Raises PlanError, with what was written, where that is no whole plan; ValueError or FileNotFoundError as a call.
+        """
+        writing = Writing(
+            max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, on_token=callback_on_token
+        )
+        self._interrupt = False
+        return reason(self, prompt, subject_images, writing)
 
     @recoverable
     @torch.no_grad()
     def encode_subjects(self, images: Any) -> SubjectEmbeds:
-        """Read the subjects of a prompt once, for many prompts; exact. One image or a list, in the prompt's order."""
+        """Read the subjects of a prompt once, for many prompts; exact. One image or a list, in the prompt's order.
+
+        An image may be a `Subject`.
+        """
         (entries,) = subject_lists(images, 1)
         if not entries:
             raise ValueError(f"encode_subjects({images!r}): expected one image or a list of images, this has none")
@@ -198,7 +242,7 @@ class SubjectPipeline(DiffusionPipeline):
         reader, denoiser = self.adapters()
         (prefix,) = batch.prefixes(reader, [references])
         (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
-        return SubjectEmbeds(prefix=prefix, identity=identity, fingerprints=self.fingerprints)
+        return SubjectEmbeds(prefix=prefix, identity=identity, names=references.names, fingerprints=self.fingerprints)
 
     def estimate(
         self,
@@ -252,7 +296,7 @@ class SubjectPipeline(DiffusionPipeline):
         return self._interrupt
 
     def _resolve(self, request: Request) -> ResolvedRequest:
-        resolved = resolve(request, self.limits)
+        resolved = resolve(as_painted(request, self.limits), self.limits)
         for subjects in resolved.subjects:
             if isinstance(subjects, SubjectEmbeds):
                 subjects.check(self.fingerprints)

@@ -1,52 +1,24 @@
 """What the user asked for, and what that means: two types, so that nothing downstream asks if a value was given."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from numbers import Real
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
+from subjectgen.binding import Binding, bind, numbered
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.generate.guide import Guidance
 from subjectgen.generate.stages import Stage, resolve_stages
 from subjectgen.generate.to_image import OutputType
-from subjectgen.images import load_image
+from subjectgen.references import References, check_count, read_images
 from subjectgen.subject_lists import subject_lists
 
-
-@dataclass(frozen=True)
-class References:
-    """Images of the subjects of one prompt, as both branches see them; equal pictures have equal keys."""
-
-    images: tuple[Image.Image, ...]
-
-    @property
-    def num_references(self) -> int:
-        return len(self.images)
-
-    @cached_property
-    def key(self) -> tuple[str, ...]:
-        """One hash per picture."""
-        return tuple(_hash_of(image) for image in self.images)
-
-    def grids(self, pixels_per_token: int) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of identity tokens of each."""
-        return tuple((image.height // pixels_per_token, image.width // pixels_per_token) for image in self.images)
-
-
 Subjects = References | SubjectEmbeds
-
-
-def _hash_of(image: Image.Image) -> str:
-    shape = f"{image.mode} {image.width} x {image.height} ".encode()
-    return hashlib.sha256(shape + image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +63,10 @@ class Limits:
 class ResolvedRequest:
     """A call with every choice made: prompts, their subjects, and how to paint them."""
 
-    prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
+    prompts: tuple[str, ...]  # in which every subject is called by its number
+    negative_prompts: tuple[str, ...]  # so too
     subjects: tuple[Subjects, ...]  # one entry per prompt
+    bindings: tuple[tuple[Binding, ...], ...]  # of each prompt as it was given
     height: int
     width: int
     num_inference_steps: int
@@ -110,14 +83,18 @@ class ResolvedRequest:
 def resolve(request: Request, limits: Limits) -> ResolvedRequest:
     """The request with every choice made. Raises ValueError or FileNotFoundError for what cannot be."""
     prompts = _prompts(request.prompt)
+    negative_prompts = _negative_prompts(request.negative_prompt, len(prompts))
+    subjects = _subjects(request.subject_images, len(prompts), limits)
+    bindings = _bindings(prompts, subjects)
     height = limits.image_size if request.height is None else request.height
     width = limits.image_size if request.width is None else request.width
     check_size(height, width, limits.size_multiple)
     steps = limits.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
     return ResolvedRequest(
-        prompts=prompts,
-        negative_prompts=_negative_prompts(request.negative_prompt, len(prompts)),
-        subjects=_subjects(request.subject_images, len(prompts), limits),
+        prompts=tuple(map(numbered, prompts, bindings)),
+        negative_prompts=tuple(map(numbered, negative_prompts, _bindings(negative_prompts, subjects))),
+        subjects=subjects,
+        bindings=bindings,
         height=height,
         width=width,
         num_inference_steps=_count(steps, "num_inference_steps"),
@@ -173,41 +150,13 @@ def _subjects_of_prompt(entries: Sequence[Any], limits: Limits) -> Subjects:
                 f"{len(entries)} subjects of one prompt, SubjectEmbeds among them: embeds hold all references of a "
                 "prompt, in order. Encode the images together with pipe.encode_subjects([...])."
             )
-        _check_count(entries[0].num_references, limits)
+        check_count(entries[0].num_references, limits)
         return entries[0]
     return read_images(entries, limits)
 
 
-def read_images(entries: Sequence[Any], limits: Limits) -> References:
-    """Whatever stands for images -> references as the model reads them: whole on a white square, or of their shape."""
-    _check_count(len(entries), limits)
-    images = [load_image(entry, alpha=limits.reads_alpha) for entry in entries]
-    if limits.reference_shape == "square":
-        return References(tuple(_contained(image, limits.reference_size) for image in images))
-    return References(tuple(_of_its_shape(image, limits.reference_size, limits.size_multiple) for image in images))
-
-
-def _of_its_shape(image: Image.Image, size: int, multiple: int) -> Image.Image:
-    """About size x size pixels, as wide and tall as the picture is, both sides multiples."""
-    stretch = (image.width / image.height) ** 0.5
-    sides = (max(round(side / multiple), 1) * multiple for side in (size * stretch, size / stretch))
-    return image.resize(tuple(sides), Image.Resampling.LANCZOS)  # type: ignore[arg-type]
-
-
-def _contained(image: Image.Image, size: int) -> Image.Image:
-    scale = size / max(image.size)
-    width, height = (max(round(side * scale), 1) for side in image.size)
-    square = Image.new("RGB", (size, size), "white")
-    square.paste(image.resize((width, height), Image.Resampling.LANCZOS), ((size - width) // 2, (size - height) // 2))
-    return square
-
-
-def _check_count(num_references: int, limits: Limits) -> None:
-    if num_references > limits.max_references:
-        raise ValueError(
-            f"{num_references} references for one prompt: this model takes at most {limits.max_references}. "
-            "Leave some out; for different prompts give a list per prompt."
-        )
+def _bindings(prompts: Sequence[str], subjects: Sequence[Subjects]) -> tuple[tuple[Binding, ...], ...]:
+    return tuple(bind(prompt, each.names) for prompt, each in zip(prompts, subjects, strict=True))
 
 
 def _guidance(request: Request, limits: Limits) -> Guidance:

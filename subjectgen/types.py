@@ -7,6 +7,7 @@ numbers and sizes of references never influence one another.
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -37,7 +38,20 @@ class IdentityTokens:
 
     tokens: tuple[Float[Tensor, "_ channels"], ...]
     grids: tuple[tuple[int, int], ...]  # rows and columns of tokens of each reference
+    masks: tuple[Bool[Tensor, " _"], ...] | None = None  # which tokens of each count, see `counted`; None: all
     kv: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # condition K/V, kept by the subject
+
+    @property
+    def counted(self) -> tuple[Bool[Tensor, " _"], ...]:
+        """Which tokens of each reference count; the others are left out, the positions are those of the whole grid."""
+        if self.masks is not None:
+            return self.masks
+        return tuple(torch.ones(len(each), dtype=torch.bool, device=each.device) for each in self.tokens)
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """Equal where tokens that count are at equal places."""
+        return self.grids, tuple(tuple(mask.tolist()) for mask in self.counted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +72,4 @@ class ReferencePrefix:
     values: Float[Tensor, "decoder_layers kv_heads prefix_tokens head_dim"]
     position: int  # the next token's
     num_references: int
+    num_dropped: int = 0  # image tokens outside the masks, which are not among the states

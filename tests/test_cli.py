@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_pipeline import tiny_pipeline
+from tiny_pipeline import reasoning_pipeline, shorten_plans, tiny_pipeline
 from torch import nn
 from typer.testing import CliRunner
 
 import subjectgen
+from subjectgen import Plan, PlanError, PlannedSubject, SubjectPipeline
 from subjectgen.cli import app
 from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
@@ -28,6 +29,13 @@ from subjectgen.evaluate.sheet import GAP, LINE
 from subjectgen.extras import MissingExtraError
 from subjectgen.memory import OutOfMemory
 from subjectgen.weights import WeightsError, model_hash, write_manifest
+
+PLAN = Plan(
+    subjects=(PlannedSubject(name="cat", colours=("red",), box=(0, 0, 9, 9), pose="upright", ground="white"),),
+    **dict.fromkeys(("scene", "view", "pose", "changes", "keeps"), "x"),
+    prompt="image 1 on teal",
+    asked="on the colour opposite to its own",
+)
 
 
 class Painter:
@@ -53,7 +61,12 @@ class Painter:
         if self.error:
             raise self.error
         colours = [torch.randint(256, (3,), generator=generator).tolist() for generator in options["generator"]]
-        return SimpleNamespace(images=[Image.new("RGB", (8, 8), tuple(colour)) for colour in colours])
+        plans = [prompt] if isinstance(prompt, Plan) else [PLAN] if options["reasoning"] else None
+        return SimpleNamespace(images=[Image.new("RGB", (8, 8), tuple(colour)) for colour in colours], plans=plans)
+
+    def reason(self, prompt: str, subjects: Any, **options: Any) -> Plan:
+        self.calls.append(SimpleNamespace(prompt=prompt, subjects=subjects, **options))
+        return PLAN
 
     def encode_subjects(self, images: list[Image.Image]) -> SimpleNamespace:
         return SimpleNamespace(save=lambda path: Path(path).write_text(json.dumps([image.size for image in images])))
@@ -62,7 +75,7 @@ class Painter:
 @pytest.fixture
 def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     made = Painter()
-    for command in ("generate", "compare", "encode", "evaluate"):
+    for command in ("generate", "compare", "encode", "evaluate", "reason"):
         monkeypatch.setattr(f"subjectgen.cli.{command}.open_model", made.open)
     return made
 
@@ -253,6 +266,66 @@ class TestRefusals:
         assert sorted(Path().iterdir()) == before
 
 
+class TestReason:
+    def test_prints_and_writes(self, painter: Painter):
+        output = run("reason", "--prompt", "p", "--subject", "red.png", "--out", "a/plan.json", "--max-new-tokens", "9")
+        (call,) = painter.calls
+        assert (call.prompt, call.max_new_tokens, len(call.subjects)) == ("p", 9, 1)
+        assert str(PLAN) in output and "a/plan.json" in output
+        assert Plan.from_json(Path("a/plan.json").read_text()) == PLAN
+
+    def test_the_default_is_that_of_the_library(self, painter: Painter):
+        run("reason", "--prompt", "p")
+        default = inspect.signature(SubjectPipeline.reason).parameters["max_new_tokens"].default
+        assert painter.calls[0].max_new_tokens == default
+        assert sorted(path.name for path in Path().iterdir()) == ["blue.png", "red.png"]
+
+    def test_generate_with_reasoning(self, painter: Painter):
+        output = run("generate", "--prompt", "p", "--subject", "red.png", "--reasoning")
+        assert painter.calls[0].reasoning is True and str(PLAN) in output
+        text = Image.open("out.png").text
+        assert text["prompt"] == PLAN.asked and Plan.from_json(text["plan"]) == PLAN
+
+    def test_generate_a_plan(self, painter: Painter):
+        Path("plan.json").write_text(PLAN.to_json())
+        run("generate", "--plan", "plan.json", "--subject", "red.png")
+        (call,) = painter.calls
+        assert call.prompt == PLAN and len(call.subjects) == 1 and not call.reasoning
+        assert Plan.from_json(Image.open("out.png").text["plan"]) == PLAN
+
+    def test_no_plan_no_text_chunk(self, painter: Painter):
+        run("generate", "--prompt", "p")
+        assert "plan" not in Image.open("out.png").text
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("reason", "--prompt", "p", "--out", "plan.png"), ("plan.png", ".json")),
+            (("reason", "--prompt", "p", "--subject", "none.png"), ("none.png",)),
+            (("reason",), ("--prompt",)),
+            (("generate",), ("--prompt", "--plan")),
+            (("generate", "--plan", "none.json"), ("none.json", "subjectgen reason")),
+            (("generate", "--plan", "broken.json"), ("broken.json", "no JSON")),
+            (("generate", "--plan", "old.json"), ("old.json", "subjectgen.Plan/0", "subjectgen.Plan/1")),
+            (("generate", "--plan", "old.json", "--prompt", "p"), ("--plan", "--prompt")),
+            (("generate", "--plan", "old.json", "--reasoning"), ("--plan", "--reasoning")),
+        ],
+        ids=lambda value: " ".join(value),
+    )
+    def test_refused(self, painter: Painter, arguments: tuple[str, ...], words: tuple[str, ...]):
+        Path("broken.json").write_text("{")
+        Path("old.json").write_text(json.dumps({**PLAN.to_dict(), "format": "subjectgen.Plan/0"}))
+        refused(*arguments, words=words)
+        assert not painter.calls
+
+    def test_no_plan(self, painter: Painter, monkeypatch: pytest.MonkeyPatch):
+        def unfinished(*_: Any, **__: Any) -> None:
+            raise PlanError("the plan has no end after max_new_tokens=3: give more. It wrote: '<subject>'", "<subject>")
+
+        monkeypatch.setattr(Painter, "reason", unfinished)
+        refused("reason", "--prompt", "p", "--out", "plan.json", words=("no end", "It wrote: '<subject>'"))
+
+
 class TestEncode:
     def test_writes(self, painter: Painter):
         run("encode", "--subject", "red.png", "--subject", "blue.png", "--out", "two.safetensors")
@@ -278,6 +351,16 @@ class TestWithAModel:
         assert difference.max() <= 1
         assert first.tobytes() != second.tobytes()
         assert len({picture.text["model_hash"] for picture in (encoded, first, second)}) == 1
+
+    def test_a_plan_is_painted_as_reasoning_paints_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        reasoning_pipeline().save_pretrained(tmp_path / "model")
+        shorten_plans(monkeypatch)
+        common = ("--prompt", "p", "--subject", "red.png", "--model", str(tmp_path / "model"))
+        run("reason", *common, "--out", "plan.json")
+        run("generate", "--plan", "plan.json", *common[2:], "--seed", "3", "--out", "a.png")
+        run("generate", *common, "--seed", "3", "--reasoning", "--out", "b.png")
+        first, second = Image.open("a.png"), Image.open("b.png")
+        assert first.tobytes() == second.tobytes() and first.text["plan"] == second.text["plan"]
 
     def test_compare_paints_what_generate_paints(self, model: str):
         common = ("--prompt", "a red ground", "--subject", "red.png", "--seed", "3", "--model", model)
@@ -341,8 +424,8 @@ class TestTrainAndEvaluate:
 
     def test_train(self, calls: list[dict[str, Any]]):
         run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume",
-            "--cutouts", "animals", "--batch-size", "4", "--compile")  # fmt: skip
-        budget = {"minutes": 2.5, "steps": None, "resume": True, "compile": True}
+            "--cutouts", "animals", "--batch-size", "4", "--compile", "--start", "earlier")  # fmt: skip
+        budget = {"minutes": 2.5, "steps": None, "resume": True, "compile": True, "start": Path("earlier")}
         assert calls == [
             {"given": (), "phase": "vae", "out": Path("runs/a"), "cutouts": Path("animals"), "batch_size": 4, **budget}
         ]
@@ -352,7 +435,7 @@ class TestTrainAndEvaluate:
         from subjectgen.evaluate.emoji import evaluate
         from subjectgen.train.mini import train
 
-        passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size", "compile"}
+        passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size", "compile", "start"}
         assert passed <= inspect.signature(train).parameters.keys()
         assert {"pipe", "num_prompts", "out", "cutouts"} <= inspect.signature(evaluate).parameters.keys()
 

@@ -13,12 +13,17 @@ from tiny_pipeline import tiny_pipeline
 import subjectgen
 
 PUBLIC = {
+    "Binding",
     "DualLayerAggregator",
     "Estimate",
     "Guidance",
     "ModelMixin",
+    "Plan",
+    "PlanError",
+    "PlannedSubject",
     "ProcessorMixin",
     "Stage",
+    "Subject",
     "SubjectAdapter",
     "SubjectEmbeds",
     "SubjectPipeline",
@@ -37,7 +42,7 @@ def test_public_names():
 def test_call_has_the_names_of_diffusers():
     flux = set(inspect.signature(diffusers.FluxPipeline.__call__).parameters)
     ours = inspect.signature(subjectgen.SubjectPipeline.__call__).parameters
-    own = {"subject_images", "image", "stages", "negative", "guidance"}
+    own = {"subject_images", "image", "stages", "negative", "guidance", "reasoning"}
     assert set(ours) - own <= flux
     assert list(ours)[1:3] == ["prompt", "subject_images"]
     assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in ours.values())
@@ -49,7 +54,7 @@ def test_estimate_takes_what_decides_the_cost_of_a_call():
     fields = set(inspect.signature(Request).parameters)
     ours = set(inspect.signature(subjectgen.SubjectPipeline.__call__).parameters)
     assert ours - fields == {
-        "self", "image", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs"
+        "self", "image", "reasoning", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs"
     }  # fmt: skip
 
 

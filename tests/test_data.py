@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prompt_reader import understood
 from tiny_subjects import blob, cutout_folder, held_out, names, quarters, subjects_from
 
 from subjectgen.data import subjects as module
 from subjectgen.data.batches import batch_of, random_looks, training_pose
-from subjectgen.data.prompts import canonical, description, plan, questions, request
+from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose, Renderer, hue_shift
 from subjectgen.data.subjects import load_subjects, save_subjects
 from subjectgen.data.world import (
@@ -262,38 +263,6 @@ class TestBatches:
         assert all(len({look.subject for look in random_looks(rng, 3, 3)}) == 3 for _ in range(20))
 
 
-POSE_PATTERNS = {
-    "mirrored": r"mirrored|flipped left to right|facing the other way",
-    "upside down": r"upside down|standing on its head|turned over",
-    "tilted left": r"(tilted|tipped) to the left|leaning left",
-    "tilted right": r"(tilted|tipped) to the right|leaning right",
-}
-GROUND_PATTERNS = {
-    "striped": "stripe", "checkered": "check", "dotted": r"dots|dotted|polka dot", "gradient": "gradient|fades",
-    "hills": "hill", "room": "room|wall",
-}  # fmt: skip
-
-
-def one_of(patterns, text, otherwise):
-    found = [name for name, pattern in patterns.items() if re.search(pattern, text)]
-    assert len(found) <= 1, (found, text)
-    return found[0] if found else otherwise
-
-
-def understood(prompt):
-    """A reader of its own: the scene with one subject that a prompt asks for."""
-    pose = one_of(POSE_PATTERNS, prompt, "upright")
-    rest = re.sub("|".join(POSE_PATTERNS.values()), "", prompt)
-    row = one_of({0: r"\btop\b|upper", 2: r"\bbottom\b|lower"}, rest, 1)
-    column = one_of({0: r"\bleft\b", 2: r"\bright\b"}, rest, 1)
-    number = one_of({2: "two of|pair of|2 of", 3: "three of|3 of"}, rest, 1)
-    size = one_of({"small": "small|tiny|little", "large": "large|big|huge"}, rest, "small" if number > 1 else "medium")
-    colour = one_of({colour: rf"\b{colour}\b" for colour in COLOURS}, rest, None)
-    ground = Ground(colour=colour, pattern=one_of(GROUND_PATTERNS, rest, "plain"))
-    placement = Placement(place=PLACES[3 * row + column], size=size, pose=pose, number=number)
-    return Scene(ground=ground, placements=(placement,))
-
-
 class TestPrompts:
     def test_a_request_says_all_that_is_seen(self):
         rng = np.random.default_rng(0)
@@ -316,31 +285,3 @@ class TestPrompts:
     def test_wordings_differ(self):
         rng, scene = np.random.default_rng(0), Scene(ground=Ground(colour="red"), placements=(Placement(),))
         assert len({request(rng, scene, ["teapot"]) for _ in range(100)}) > 40
-
-    def test_plan(self):
-        placements = (
-            Placement(place="top left", size="small", pose="mirrored"),
-            Placement(place="right", size="small"),
-        )
-        scene = Scene(ground=Ground(colour="teal", pattern="dotted"), placements=placements)
-        words = "ground: teal dotted; image 1: top left, small, mirrored, 1; image 2: right, small, upright, 1"
-        assert canonical(scene) == words
-        assert plan(scene, ["a", "b"]) == f"<subject>a</subject><subject>b</subject><plan>{words}</plan>"
-
-    def test_descriptions_are_true(self):
-        renderer = Renderer(subjects_from(brick=Image.new("RGBA", (80, 80), (*COLOURS["red"], 255))))
-        pose = ReferencePose(degrees=0.0, scale=0.5, x=0.5, y=-0.5)
-        assert description(renderer, Look(subject=0), pose) == "brick; red; box 50 0 100 50; upright"
-        answers = {talk.user: talk.answer for talk in questions(renderer, Look(subject=0), pose, 2)}
-        assert answers["What is in image 2?"] == "brick"
-        assert answers["Which colours has image 2?"] == "red"
-
-    @pytest.mark.parametrize(
-        ("degrees", "words"), [(9.0, "upright"), (187.0, "upside down"), (-172.0, "upside down"), (43.0, "tilted left")]
-    )  # fmt: skip
-    def test_how_it_stands(self, renderer, degrees, words):
-        assert description(renderer, Look(subject=0), ReferencePose(degrees=degrees)).endswith(words)
-
-    def test_a_look_has_colours_of_its_own(self):
-        renderer = Renderer(subjects_from(brick=Image.new("RGBA", (80, 80), (230, 0, 0, 255))))
-        assert description(renderer, Look(subject=0, hue=120.0), ReferencePose()).split("; ")[1] == "green"

@@ -9,7 +9,8 @@ from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
 from subjectgen import Guidance, Stage, SubjectPipeline
 from subjectgen.generate.stages import STAGE_PRESETS
-from subjectgen.request import Limits, Request, read_images, resolve
+from subjectgen.references import read_images
+from subjectgen.request import Limits, Request, resolve
 
 RED, BLUE = picture("red"), picture("blue")
 PROMPT = "a red cat"

@@ -5,6 +5,7 @@ from PIL import Image
 from tiny import tiny_aggregator, tiny_mllm, tiny_processor, tiny_scheduler, tiny_transformer, tiny_vae
 
 from subjectgen import SubjectPipeline
+from subjectgen.reasoning import grammar
 
 
 def tiny_pipeline(**settings):
@@ -23,6 +24,19 @@ def tiny_pipeline(**settings):
         pipe.aggregator.null_pooled.copy_(torch.linspace(-1, 1, len(pipe.aggregator.null_pooled)))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def reasoning_pipeline(**settings):
+    """Its MLLM has room for a plan."""
+    pipe = tiny_pipeline(**{"plan_instruction": "", **settings})
+    pipe.mllm = tiny_mllm(max_position_embeddings=4096)
+    return pipe
+
+
+def shorten_plans(monkeypatch):
+    """Random weights never stop by themselves: let the values of a plan end soon."""
+    for name, limit in (("MAX_NAME", 4), ("MAX_COLOUR", 3), ("MAX_COLOURS", 2), ("MAX_WORDS", 3), ("MAX_PROMPT", 12)):
+        monkeypatch.setattr(grammar, name, limit)
 
 
 def picture(colour, size=(40, 30)):

@@ -1,8 +1,8 @@
-"""subjectgen generate | compare | encode | train | evaluate | info: parse, call, print; heavy imports inside."""
+"""subjectgen generate | reason | compare | encode | train | ... : parse, call, print; heavy imports inside."""
 
 import typer
 
-from subjectgen.cli import compare, encode, evaluate, generate, info, train
+from subjectgen.cli import compare, encode, evaluate, generate, info, reason, train
 from subjectgen.cli.errors import Commands
 
 app = typer.Typer(
@@ -14,6 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate.generate)
+app.command()(reason.reason)
 app.command()(compare.compare)
 app.command()(encode.encode)
 app.add_typer(train.commands)

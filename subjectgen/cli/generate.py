@@ -22,13 +22,18 @@ from subjectgen.cli.model import (
     open_model,
     read_subjects,
 )
+from subjectgen.cli.reason import read_plan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from subjectgen.reasoning.plan import Plan
+
 
 def generate(
-    prompt: Annotated[str, typer.Option(help="What the picture shows; subjects in the order they are given.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="What the picture shows; subjects in the order they are given.")
+    ] = None,
     subject: Annotated[
         list[str] | None, typer.Option(help="An image of a subject (repeat for more), or one encoded .safetensors.")
     ] = None,
@@ -42,6 +47,10 @@ def generate(
     stages: Annotated[
         str | None, typer.Option(help="paper, free or faithful: how meaning hands over to identity.")
     ] = None,
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="Plan the picture first, and show the plan.")] = False,
+    plan: Annotated[
+        Path | None, typer.Option(help="Paint this plan of `subjectgen reason` in place of --prompt.")
+    ] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Pictures of this prompt.")] = 1,
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
     model: Model = "mini",
@@ -54,6 +63,7 @@ def generate(
     """Paint your subject in the scene you describe."""
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
+    asked = _asked(prompt, plan, reasoning)
     subjects = read_subjects(subject or [])
     pipe = open_model(
         model,
@@ -65,21 +75,35 @@ def generate(
     )
     seeds = [(secrets.randbelow(2**31) if seed is None else seed) + k for k in range(num_images)]
     with step_bar() as on_step_end:
-        pictures = pipe(
-            prompt,
+        painted = pipe(
+            asked,
             subjects,
             height=height,
             width=width,
             num_inference_steps=steps,
             stages=stages,
+            reasoning=reasoning,
             generator=generators(seeds),
             num_images_per_prompt=num_images,
             callback_on_step_end=on_step_end,
-        ).images
-    recipe = _recipe(pipe, prompt, subject or [], steps, stages, model)
-    for picture, file, own_seed in zip(pictures, files, seeds, strict=True):
+        )
+    recipe = _recipe(pipe, subject or [], steps, stages, model) | _words(asked, painted.plans)
+    if reasoning:
+        typer.echo(str(painted.plans[0]))
+    for picture, file, own_seed in zip(painted.images, files, seeds, strict=True):
         save_picture(picture, file, recipe | {"seed": str(own_seed)})
         typer.echo(f"{file}  (seed {own_seed})")
+
+
+def _asked(prompt: str | None, plan: Path | None, reasoning: bool) -> "str | Plan":
+    """What is to be painted: a prompt, or a plan."""
+    if plan is not None:
+        if prompt is not None or reasoning:
+            raise ValueError("--plan beside --prompt or --reasoning: a plan is painted as it is, give it alone.")
+        return read_plan(plan)
+    if prompt is None:
+        raise ValueError("neither --prompt nor --plan is given: expected what the picture shows, or a plan of it.")
+    return prompt
 
 
 def numbered(out: Path, count: int) -> list[Path]:
@@ -132,14 +156,16 @@ def generators(seeds: list[int]) -> list[Any]:
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
-def _recipe(
-    pipe: Any, prompt: str, subjects: list[str], steps: int | None, stages: str | None, model: str
-) -> dict[str, str]:
+def _words(asked: "str | Plan", plans: "list[Plan] | None") -> dict[str, str]:
+    """What was asked for, and the plan that was painted."""
+    return {"prompt": str(asked)} if plans is None else {"prompt": plans[0].asked, "plan": plans[0].to_json()}
+
+
+def _recipe(pipe: Any, subjects: list[str], steps: int | None, stages: str | None, model: str) -> dict[str, str]:
     from subjectgen.weights import model_hash
 
     used = stages or pipe.config.stages
     return {
-        "prompt": prompt,
         "subjects": json.dumps([Path(file).name for file in subjects]),
         "stages": used if isinstance(used, str) else json.dumps(used),
         "steps": str(steps or pipe.config.num_inference_steps),

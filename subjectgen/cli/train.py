@@ -20,6 +20,9 @@ def mini(
     compile: Annotated[
         bool, typer.Option("--compile", help="By torch.compile: minutes at the start, for long runs.")
     ] = False,
+    start: Annotated[
+        Path | None, typer.Option(help="For mllm: a pipeline's folder, or an earlier export, to go on from.")
+    ] = None,
 ) -> None:
     """Train one phase of mini on the emoji world."""
     from subjectgen.train.mini import train as train_mini
@@ -37,6 +40,7 @@ def mini(
         cutouts=cutouts,
         batch_size=batch_size,
         compile=compile,
+        start=start,
     )
 
 

@@ -18,6 +18,7 @@ from subjectgen.data.world import COLOURS, PATTERNS, POSES, SIDE, SIZES, Ground,
 TEXTURE = 64  # pixels of the texture that scenes draw from; references draw from the full cut-out
 SKY = (190, 220, 245)
 PAPER = 255.0
+BESIDE = 0.28  # of the picture's side: a second thing in a reference
 Colour = tuple[float | int, ...]  # red, green, blue, 0..255
 
 
@@ -31,12 +32,19 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferencePose:
-    """How a subject stands in its reference."""
+    """How a subject stands in its reference, and what else is there: nothing but white paper, if nothing is said."""
 
     degrees: float = 0.0
     scale: float = 0.8  # of the picture's side
     x: float = 0.0  # centre, -1..1
     y: float = 0.0
+    ground: Ground | None = None
+    beside: Look | None = None  # a second, smaller thing in the corner farthest from the subject
+
+    @property
+    def corner(self) -> tuple[float, float]:
+        """Where the second thing has its centre."""
+        return math.copysign(1 - BESIDE, -self.x), math.copysign(1 - BESIDE, -self.y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +73,12 @@ class Renderer:
         self.extents = [alpha_extent(subject[3]) for subject in small.float().cpu()]
 
     def references(self, looks: Sequence[Look], poses: Sequence[ReferencePose]) -> Float[Tensor, "n 3 side side"]:
-        """Each subject alone on white paper, pixels -1..1."""
-        layers = Layers(
-            picture=list(range(len(looks))),
-            looks=list(looks),
-            size=[pose.scale for pose in poses],
-            degrees=[pose.degrees for pose in poses],
-            mirrored=[False] * len(looks),
-            centre=[(pose.x, pose.y) for pose in poses],
-        )
+        """Each subject on its ground, before what is beside it; pixels -1..1."""
         paper = torch.ones(len(looks), 3, SIDE, SIDE, device=self.device)
-        return self.compose(paper, layers, self.full)
+        patterned = [index for index, pose in enumerate(poses) if pose.ground is not None]
+        if patterned:
+            paper[patterned] = self.grounds([poses[index].ground for index in patterned])
+        return self.compose(paper, reference_layers(looks, poses), self.full)
 
     def scenes(self, scenes: Sequence[Scene], looks: Sequence[Sequence[Look]]) -> Float[Tensor, "b 3 side side"]:
         """The rendered truth of each scene with its subjects, pixels -1..1."""
@@ -134,6 +137,22 @@ def layers_of(scenes: Sequence[Scene], looks: Sequence[Sequence[Look]]) -> Layer
                 layers.degrees.append(POSES[placement.pose])
                 layers.mirrored.append(placement.pose == "mirrored")
                 layers.centre.append((x / SIDE * 2 - 1, y / SIDE * 2 - 1))
+    return layers
+
+
+def reference_layers(looks: Sequence[Look], poses: Sequence[ReferencePose]) -> Layers:
+    """The subject of each reference, after the second thing of those that have one."""
+    layers = Layers(picture=[], looks=[], size=[], degrees=[], mirrored=[], centre=[])
+    for picture, (look, pose) in enumerate(zip(looks, poses, strict=True)):
+        subject = (look, pose.scale, pose.degrees, (pose.x, pose.y))
+        things = [subject] if pose.beside is None else [(pose.beside, BESIDE, 0.0, pose.corner), subject]
+        for thing, size, degrees, centre in things:
+            layers.picture.append(picture)
+            layers.looks.append(thing)
+            layers.size.append(size)
+            layers.degrees.append(degrees)
+            layers.mirrored.append(False)
+            layers.centre.append(centre)
     return layers
 
 

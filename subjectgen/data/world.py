@@ -1,8 +1,12 @@
 """What a picture of the emoji world shows: a ground, and subjects with place, size, pose and number."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -109,6 +113,6 @@ def random_count(rng: np.random.Generator) -> int:
     return 1 + int(rng.choice(MAX_SUBJECTS, p=SHARE_OF_SUBJECTS))
 
 
-def choice(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def choice(rng: np.random.Generator, options: Sequence[T]) -> T:
     """One of the options, each as likely."""
     return options[int(rng.integers(len(options)))]

@@ -1,7 +1,7 @@
 """How much a call computes: tokens of every kind, steps and passes of each stage. No network runs for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -157,7 +157,7 @@ def _most_semantic(pipe: "SubjectPipeline", texts: Sequence[str], subjects: Sequ
 
 def _semantic(pipe: "SubjectPipeline", text: str, subjects: Subjects) -> int:
     reader, _ = pipe.adapters()
-    return reader.num_semantic(text, subjects.grids(pipe.limits.pixels_per_token))
+    return reader.num_semantic(text, subjects.grids(pipe.limits.pixels_per_token)) - subjects.num_dropped(reader)
 
 
 def _text(pipe: "SubjectPipeline", text: str, subjects: Subjects, subject: SubjectCount) -> TextCount:
@@ -165,5 +165,7 @@ def _text(pipe: "SubjectPipeline", text: str, subjects: Subjects, subject: Subje
 
 
 def _subject(pipe: "SubjectPipeline", subjects: Subjects) -> SubjectCount:
-    per_token = pipe.limits.pixels_per_token
-    return SubjectCount.of(pipe.mllm, subjects.grids(per_token), per_token, isinstance(subjects, SubjectEmbeds))
+    per_token, (reader, _) = pipe.limits.pixels_per_token, pipe.adapters()
+    whole = SubjectCount.of(pipe.mllm, subjects.grids(per_token), per_token, isinstance(subjects, SubjectEmbeds))
+    seen = whole.semantic - subjects.num_dropped(reader)
+    return replace(whole, semantic=seen, identity=subjects.num_identity(per_token))

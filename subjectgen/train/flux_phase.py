@@ -162,7 +162,7 @@ class FluxPhase:
     def painted(self, examples: Sequence[Example]) -> Float[Tensor, "b c rows columns"]:
         """Latents that the pipeline samples with its own steps, stages and guidance."""
         seeds = [torch.Generator().manual_seed(self.seed + k) for k in range(len(examples))]
-        request = Request(prompt=[example.prompt for example in examples], generator=seeds)
+        request = Request(prompt=["read already, with its references"] * len(examples), generator=seeds)
         resolved = resolve(request, self.pipe.limits)
         both = [self.with_identity(examples, self.fused(examples, [keep] * len(examples))) for keep in (True, False)]
         negatives = both[1] if needs_negative(resolved.stages, resolved.guidance) else []

@@ -30,7 +30,13 @@ SCHEDULES = {
     "stage2": Schedule(rate=1e-3),
 }
 BATCH_SIZES = {"vae": 8, "mllm": 16, "stage1": 16, "stage2": 16}
-SETTINGS = {"conditions": "cached", "stages": "faithful", "num_inference_steps": 20, "license": "apache-2.0"}
+SETTINGS = {
+    "conditions": "cached",
+    "stages": "faithful",
+    "num_inference_steps": 20,
+    "plan_instruction": "",  # its MLLM is trained to answer a request with a plan
+    "license": "apache-2.0",
+}
 
 
 class MiniPhase(Phase, Protocol):
@@ -52,10 +58,12 @@ def train(
     cutouts: Path | None = None,
     batch_size: int | None = None,
     compile: bool = False,
+    start: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Train one phase into `out`; after stage 2 the whole pipeline is in `out/pipeline`.
 
+    start: of the MLLM: a pipeline's folder, or an earlier export, to go on from.
     compile: by `torch.compile`, once for each shape (numbers of subjects, lengths of prompts).
 
     Raises ValueError for an unknown phase or too few subjects, FileNotFoundError where the phase before has not been
@@ -63,9 +71,11 @@ def train(
     """
     if phase not in SCHEDULES:
         raise ValueError(f"--phase '{phase}': expected one of {', '.join(SCHEDULES)}, in this order")
+    if start is not None and phase != "mllm":
+        raise ValueError(f"--start '{start}' with --phase {phase}: expected --phase mllm, the others start in {out}")
     check_before(phase, out)
     device = best_device()
-    trained = builder(phase, out)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
+    trained = builder(phase, out, start)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
     leads = Workers(trained.model).leads  # one process of those that train together writes
     for network in trained.networks if compile else ():
         network.compile(dynamic=False)
@@ -86,12 +96,12 @@ def seen_subjects(cutouts: Path | None, device: torch.device) -> Renderer:
     return Renderer(subjects, device)
 
 
-def builder(phase: str, out: Path) -> Callable[[Renderer, int, int], MiniPhase]:
+def builder(phase: str, out: Path, start: Path | None = None) -> Callable[[Renderer, int, int], MiniPhase]:
     """How a phase is made."""
     if phase == "vae":
         return lambda renderer, size, seed: VaePhase(renderer, batch_size=size, seed=seed)
     if phase == "mllm":
-        return lambda renderer, size, seed: MllmPhase(renderer, batch_size=size, seed=seed)
+        return lambda renderer, size, seed: MllmPhase(renderer, start=start, batch_size=size, seed=seed)
     return lambda renderer, size, seed: SubjectPhase(renderer, out, phase, batch_size=size, seed=seed)
 
 

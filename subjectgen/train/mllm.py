@@ -1,5 +1,6 @@
 """Phase 2: a tiny InternVL learns to read references and to rewrite a request into a plan. Frozen afterwards."""
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTr
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from subjectgen.data.batches import random_looks, random_reference_pose
-from subjectgen.data.prompts import Talk, corpus, description, plan, questions, request
 from subjectgen.data.render import Look, ReferencePose, Renderer
+from subjectgen.data.sightings import sighting
+from subjectgen.data.talks import Talk, corpus, judgement_talk, plan_talk, question_talk, random_painted
 from subjectgen.data.world import POSES, SIDE, random_count, random_scene
 from subjectgen.evaluate.sheet import picture_grid
 from subjectgen.models.mllm.internvl import InternVLReader
@@ -24,8 +26,9 @@ from subjectgen.models.mllm.processor import SubjectProcessor
 VOCABULARY = 1024
 PATCH = 16  # pixels
 IMAGE_TOKENS = (SIDE // PATCH // 2) ** 2  # after the pixel shuffle
-SHARE_OF_PLANS = 0.5  # the rest are questions about one reference
-SHARE_TURNED = 0.4  # references that do not stand upright, so that their pose can be asked for
+SHARE_OF_JUDGEMENTS = 0.15  # pictures to be compared with what was asked for
+SHARE_OF_PLANS = 0.6  # of the rest; what remains are questions about one reference
+SHARE_CLUTTERED = 0.6  # references that do not stand upright and alone in the middle
 IGNORED = -100  # label of tokens that are not learned
 PAD_TO = 32  # tokens; few lengths, few recompilations
 
@@ -84,16 +87,29 @@ def new_mllm(processor: SubjectProcessor) -> InternVLForConditionalGeneration:
     return InternVLForConditionalGeneration(config)
 
 
+def untrained(names: tuple[str, ...]) -> tuple[SubjectProcessor, InternVLForConditionalGeneration]:
+    """What training from nothing begins with."""
+    processor = new_processor(names)
+    return processor, new_mllm(processor)
+
+
+def trained(folder: Path) -> tuple[SubjectProcessor, InternVLForConditionalGeneration]:
+    """What an earlier training has exported, or a pipeline's folder holds."""
+    model = InternVLForConditionalGeneration.from_pretrained(folder / "mllm", dtype=torch.float32)
+    return SubjectProcessor.from_pretrained(folder / "processor"), model
+
+
 class MllmPhase:
     """Language modelling of answers about rendered references."""
 
     name = "mllm"
 
-    def __init__(self, renderer: Renderer, *, batch_size: int = 16, seed: int = 0):
+    def __init__(self, renderer: Renderer, *, start: Path | None = None, batch_size: int = 16, seed: int = 0):
+        """start: a folder with the `mllm` and `processor` to go on from; untrained ones if left out."""
         self.renderer, self.batch_size, self.seed = renderer, batch_size, seed
-        self.processor = new_processor(renderer.names)
         torch.manual_seed(seed)
-        self.model = new_mllm(self.processor).to(renderer.device)  # type: ignore[arg-type]  (hidden by a decorator)
+        self.processor, model = untrained(renderer.names) if start is None else trained(start)
+        self.model = model.to(renderer.device)  # type: ignore[arg-type]  (hidden by a decorator)
         self.reader = InternVLReader(self.model, self.processor)
 
     @property
@@ -114,15 +130,37 @@ class MllmPhase:
         return loss, {"right": right.item()}
 
     def talks(self, step: int, seed: int | None = None) -> tuple[list[Talk], Float[Tensor, "n 3 h w"], list[int]]:
-        """Exchanges, their references in order, and how many references each has."""
+        """Exchanges, their pictures in order, and how many pictures each has. One kind a batch: little padding."""
         rng = np.random.default_rng((self.seed if seed is None else seed, step))
-        count, planning = random_count(rng), rng.random() < SHARE_OF_PLANS  # one kind a batch: little padding
-        looks = [random_looks(rng, len(self.renderer.names), count) for _ in range(self.batch_size)]
-        poses = [[reading_pose(rng) for _ in range(count)] for _ in range(self.batch_size)]
-        talk = plan_talk if planning else question_talk
-        talks = [talk(rng, self.renderer, *seen) for seen in zip(looks, poses, strict=True)]
+        if rng.random() < SHARE_OF_JUDGEMENTS:
+            return self.judgements(rng)
+        count, planning = random_count(rng), rng.random() < SHARE_OF_PLANS
+        looks, poses = self.drawn(rng, count)
+        seen = [
+            [sighting(self.renderer, *pair) for pair in zip(*both, strict=True)]
+            for both in zip(looks, poses, strict=True)
+        ]
+        talks = [plan_talk(rng, each) if planning else question_talk(rng, each) for each in seen]
         pixels = self.renderer.references(list(chain(*looks)), list(chain(*poses)))
         return talks, pixels, [count] * self.batch_size
+
+    def judgements(self, rng: np.random.Generator) -> tuple[list[Talk], Float[Tensor, "n 3 h w"], list[int]]:
+        """A reference and a picture each: is it what was asked for?"""
+        looks, poses = self.drawn(rng, 1)
+        painted = [random_painted(rng) for _ in looks]
+        others = self.drawn(rng, 1)[0]
+        shown = [look if each.same_subject else other for look, other, each in zip(looks, others, painted, strict=True)]
+        seen = [sighting(self.renderer, look[0], pose[0]) for look, pose in zip(looks, poses, strict=True)]
+        talks = [judgement_talk(rng, *pair) for pair in zip(painted, seen, strict=True)]
+        references = self.renderer.references(list(chain(*looks)), list(chain(*poses)))
+        pictures = as_painted(rng, self.renderer.scenes([each.shows for each in painted], shown))
+        return talks, torch.stack([references, pictures], dim=1).flatten(0, 1), [2] * self.batch_size
+
+    def drawn(self, rng: np.random.Generator, count: int) -> tuple[list[list[Look]], list[list[ReferencePose]]]:
+        """References of a batch."""
+        num_subjects = len(self.renderer.names)
+        looks = [random_looks(rng, num_subjects, count) for _ in range(self.batch_size)]
+        return looks, [[reading_pose(rng, num_subjects) for _ in range(count)] for _ in range(self.batch_size)]
 
     def tokens(self, talks: list[Talk], counts: list[int]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
         """Token ids and labels of whole exchanges, padded to the right."""
@@ -173,30 +211,29 @@ class MllmPhase:
         self.processor.save_pretrained(folder / "processor")
 
 
-def plan_talk(rng: np.random.Generator, renderer: Renderer, looks: list[Look], poses: list[ReferencePose]) -> Talk:
-    """A request and its plan."""
-    scene = random_scene(rng, len(looks))
-    names = [renderer.names[look.subject] for look in looks]
-    seen = [description(renderer, look, pose) for look, pose in zip(looks, poses, strict=True)]
-    return Talk(user=request(rng, scene, names), answer=plan(scene, seen))
-
-
-def question_talk(rng: np.random.Generator, renderer: Renderer, looks: list[Look], poses: list[ReferencePose]) -> Talk:
-    """A question about one of the references."""
-    which = int(rng.integers(len(looks)))
-    asked = questions(renderer, looks[which], poses[which], which + 1)
-    return asked[int(rng.integers(len(asked)))]
-
-
-def reading_pose(rng: np.random.Generator) -> ReferencePose:
-    """Usually as references are; sometimes turned, small and off the centre."""
-    if rng.random() > SHARE_TURNED:
+def reading_pose(rng: np.random.Generator, num_subjects: int) -> ReferencePose:
+    """Usually as references are; sometimes turned, small and off the centre, with a ground and a second thing."""
+    if rng.random() > SHARE_CLUTTERED:
         return random_reference_pose(rng)
-    degrees = float(rng.choice([d for d in POSES.values() if d])) + float(rng.uniform(-8, 8))
+    turned = rng.random() < 0.6
+    degrees = (float(rng.choice([d for d in POSES.values() if d])) if turned else 0.0) + float(rng.uniform(-8, 8))
     scale = float(rng.uniform(0.4, 0.8))
-    return ReferencePose(degrees=degrees, scale=scale, x=shift(rng, scale), y=shift(rng, scale))
+    pose = ReferencePose(degrees=degrees, scale=scale, x=shift(rng, scale), y=shift(rng, scale))
+    ground = random_scene(rng, 1).ground if rng.random() < 0.6 else None
+    beside = random_looks(rng, num_subjects, 1)[0] if scale < 0.6 and rng.random() < 0.5 else None
+    return replace(pose, ground=ground, beside=beside)
 
 
 def shift(rng: np.random.Generator, scale: float) -> float:
     """How far a subject of this scale may move and stay inside."""
     return float(rng.uniform(-1, 1) * (1 - scale))
+
+
+def as_painted(rng: np.random.Generator, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Rendered pictures about as rough as painted ones: blurred and noisy, each differently."""
+    random = torch.Generator(pictures.device).manual_seed(int(rng.integers(2**31)))
+    side = pictures.shape[-1]
+    rough = [F.interpolate(picture[None], size=side // int(rng.integers(1, 6)), mode="area") for picture in pictures]
+    whole = torch.cat([F.interpolate(each, size=(side, side), mode="bilinear") for each in rough])
+    noise = torch.randn(whole.shape, generator=random, device=whole.device)
+    return (whole + noise * float(rng.uniform(0, 0.1))).clamp(-1, 1)

@@ -21,7 +21,8 @@ from subjectgen.files import remove_parts
 from subjectgen.images import load_image
 from subjectgen.models.vae import latents_from_pixels
 from subjectgen.pipeline import SubjectPipeline
-from subjectgen.request import References, check_size, read_images
+from subjectgen.references import References, key_of, read_images
+from subjectgen.request import check_size
 from subjectgen.train.conditions import INDEX, Example, file_of, key_in, write, write_index
 from subjectgen.types import HiddenStates
 
@@ -74,7 +75,7 @@ class Encoder:
 
     def key(self, prompt: str, references: References, target: Image.Image) -> str:
         """sha256 of all that a row's file depends on."""
-        made_of = [self.networks, prompt, *references.key, *References((target,)).key]
+        made_of = [self.networks, prompt, *references.key, key_of(target)]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
     def encode(self, prompt: str, references: References, target: Image.Image) -> Example:

@@ -71,10 +71,10 @@ def joint_shares(
     denoiser, conditions: Sequence[Condition], grid: Grid, weights: Weights, null_pooled: Float[Tensor, " pooled"]
 ) -> Iterator[Share]:
     """One share per layout of references, because one forward has one set of positions."""
-    layouts: dict[tuple[Grid, ...], list[int]] = {}
+    layouts: dict[tuple[Any, ...], list[int]] = {}
     for row, condition in enumerate(conditions):
-        layouts.setdefault(condition.identity.grids if condition.identity else (), []).append(row)
-    for grids, rows in layouts.items():
+        layouts.setdefault(condition.identity.layout if condition.identity else (), []).append(row)
+    for rows in layouts.values():
         members = [conditions[row] for row in rows]
         text, real = _text(denoiser, [member.semantic for member in members], null_pooled)
         image = _references(denoiser, [member.identity for member in members], null_pooled)
@@ -84,7 +84,7 @@ def joint_shares(
             rows=torch.tensor(rows, device=text.device),
             text=text,
             image=image,
-            image_ids=image_ids(grid, grids, text.device),
+            image_ids=_image_ids(members[0].identity, grid, text.device),
             pooled=_pooled(members, null_pooled),
             bias=key_bias([(real, weights.semantic), noise, (seen.expand(-1, image.shape[1]), weights.identity)]),
         )
@@ -138,14 +138,22 @@ def _text(
     return pad_sequence(tokens, batch_first=True), real_tokens([len(sample) for sample in tokens], like.device)
 
 
+def _image_ids(identity: IdentityTokens | None, grid: Grid, device: torch.device) -> Float[Tensor, "tokens 3"]:
+    """Rotary ids of the noise and of the references' tokens."""
+    if identity is None:
+        return image_ids(grid, (), device)
+    return image_ids(grid, identity.grids, device, identity.counted)
+
+
 def _references(denoiser, identities: Sequence[IdentityTokens | None], like: Tensor) -> Float[Tensor, "b n c"]:
-    """Identity tokens as the net takes them, of samples whose references have the same grids."""
+    """Identity tokens that count, as the net takes them, of samples whose references have the same layout."""
     present = [identity for identity in identities if identity is not None]
     if not present:
         return like.new_zeros(len(identities), 0, denoiser.transformer.config["in_channels"])
     slots = zip(*(identity.tokens for identity in present), strict=True)
     batches = [torch.stack(slot).to(like) for slot in slots]
-    return torch.cat([denoiser.with_positions(*pair) for pair in zip(batches, present[0].grids, strict=True)], dim=1)
+    whole = torch.cat([denoiser.with_positions(*pair) for pair in zip(batches, present[0].grids, strict=True)], dim=1)
+    return whole[:, torch.cat(present[0].counted).to(whole.device)]
 
 
 def _pooled(conditions: Sequence[Condition], null_pooled: Float[Tensor, " pooled"]) -> Float[Tensor, "b pooled"]:
@@ -175,15 +183,16 @@ def _identity_memory(
         if identity is not None and id(identity) not in placed:
             if identity.kv.get("state") != state:
                 identity.kv.update(state=state, references=_read_references(denoiser, identity, null_pooled))
-            placed[id(identity)] = denoiser.placed(joined(identity.kv["references"]), identity.grids, noise_grid)
+            kept = joined(identity.kv["references"])
+            placed[id(identity)] = denoiser.placed(kept, identity.grids, noise_grid, identity.counted)
     return [None if identity is None else placed[id(identity)] for identity in identities]
 
 
 def _read_references(denoiser, identity: IdentityTokens, null_pooled: Tensor) -> list[KeyValues]:
     kept = []
-    for tokens, grid in zip(identity.tokens, identity.grids, strict=True):
+    for tokens, grid, counted in zip(identity.tokens, identity.grids, identity.counted, strict=True):
         with reading(denoiser.transformer):
-            kept.append(denoiser.reference_kv(tokens[None].to(null_pooled), grid, null_pooled))
+            kept.append(denoiser.reference_kv(tokens[None].to(null_pooled), grid, null_pooled, counted))
     return kept
 
 

@@ -86,21 +86,33 @@ class FluxDenoiser:
         return self.placed(kept, [grid] * count, noise_grid)
 
     def reference_kv(
-        self, tokens: Float[Tensor, "b n c"], grid: Grid, null_pooled: Float[Tensor, " pooled"]
+        self,
+        tokens: Float[Tensor, "b n c"],
+        grid: Grid,
+        null_pooled: Float[Tensor, " pooled"],
+        counted: Bool[Tensor, " n"] | None = None,
     ) -> KeyValues:
         """Kept keys and values of references that have no place yet: they serve any place in any prompt.
 
-        Within a reference, rotary attention depends on differences of positions only.
+        Within a reference, rotary attention depends on differences of positions only. Tokens that do not count are
+        not read at all.
         """
+        places = slice(None) if counted is None else counted.to(tokens.device)
         call = AttentionCall(writing=True)
         nothing = tokens.new_zeros(len(tokens), 0, self.transformer.config["joint_attention_dim"])
-        tokens = self.with_positions(tokens, grid)
-        self._read(tokens, nothing, null_pooled, grid_ids(grid, device=tokens.device), call)
+        tokens = self.with_positions(tokens, grid)[:, places]
+        self._read(tokens, nothing, null_pooled, grid_ids(grid, device=tokens.device)[places], call)
         return call.key_values()
 
-    def placed(self, kept: KeyValues, grids: Sequence[Grid], noise_grid: Grid) -> KeyValues:
+    def placed(
+        self,
+        kept: KeyValues,
+        grids: Sequence[Grid],
+        noise_grid: Grid,
+        counted: Sequence[Bool[Tensor, " _"]] | None = None,
+    ) -> KeyValues:
         """Keys of references one after the other, turned to their rotary positions behind the noise."""
-        rotation = self.transformer.pos_embed(reference_ids(grids, noise_grid, kept.keys[0].device))
+        rotation = self.transformer.pos_embed(reference_ids(grids, noise_grid, kept.keys[0].device, counted))
         return replace(kept, keys=tuple(rotated(key, rotation) for key in kept.keys))
 
     def denoise_with_kv(

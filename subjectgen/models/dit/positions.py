@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Grid = tuple[int, int]  # rows and columns of tokens
@@ -27,16 +27,25 @@ def reference_offsets(noise: Grid, references: Sequence[Grid]) -> list[Grid]:
 
 
 def reference_ids(
-    references: Sequence[Grid], noise: Grid, device: torch.device | None = None
+    references: Sequence[Grid],
+    noise: Grid,
+    device: torch.device | None = None,
+    counted: Sequence[Bool[Tensor, " _"]] | None = None,
 ) -> Float[Tensor, "tokens 3"]:
-    """Rotary ids of all references, one after the other."""
+    """Rotary ids of all references, one after the other: of the tokens that count, if not all do."""
     places = zip(references, reference_offsets(noise, references), strict=True)
-    return torch.cat([grid_ids((0, 0), device=device), *(grid_ids(grid, offset, device) for grid, offset in places)])
+    ids = torch.cat([grid_ids((0, 0), device=device), *(grid_ids(grid, offset, device) for grid, offset in places)])
+    return ids if counted is None else ids[torch.cat([*counted]).to(device)]
 
 
-def image_ids(noise: Grid, references: Sequence[Grid], device: torch.device | None = None) -> Float[Tensor, "tokens 3"]:
+def image_ids(
+    noise: Grid,
+    references: Sequence[Grid],
+    device: torch.device | None = None,
+    counted: Sequence[Bool[Tensor, " _"]] | None = None,
+) -> Float[Tensor, "tokens 3"]:
     """Rotary ids of the noise and the references behind it."""
-    return torch.cat([grid_ids(noise, device=device), reference_ids(references, noise, device)])
+    return torch.cat([grid_ids(noise, device=device), reference_ids(references, noise, device, counted)])
 
 
 def position_features(rows: int, columns: int, num_features: int) -> Float[Tensor, "tokens features"]:

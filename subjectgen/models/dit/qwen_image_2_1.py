@@ -72,9 +72,10 @@ class Part:
         """What is kept of its words."""
         return self.kept.each(lambda tensor: tensor[:, ~self.is_image])
 
-    def images(self) -> KeyValues:
-        """What is kept of its references."""
-        return self.kept.each(lambda tensor: tensor[:, self.is_image])
+    def images(self, identity: IdentityTokens) -> KeyValues:
+        """What is kept of its references: of their tokens that count."""
+        counted = torch.cat(identity.counted).to(self.is_image.device)
+        return self.kept.each(lambda tensor: tensor[:, self.is_image][:, counted])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,11 @@ Memo = dict[tuple[int, int], tuple[Condition, Read]]  # by ids; holds the condit
 
 
 class QwenImage21Denoiser:
-    """A QwenImage21Transformer2DModel that predicts velocities under semantic and identity conditions."""
+    """A QwenImage21Transformer2DModel that predicts velocities under semantic and identity conditions.
+
+    References are read whole, since the net counts positions by their grids; of tokens that do not count nothing is
+    kept, so the noise never sees them.
+    """
 
     patch = 1  # latent pixels per token, both sides
     multiple = 2  # tokens that a side of the grid must be divisible by
@@ -195,11 +200,11 @@ class QwenImage21Denoiser:
             return Read(semantic=part.text(), end=part.end)
         if words is None:
             part = self._references(self._slots(identity, like), identity, "alone", like)
-            return Read(identity=part.images(), end=part.end)
+            return Read(identity=part.images(identity), end=part.end)
         first, rest = words.cut()
         before = self._references(first, identity, "in words", like)
         after = self._part(rest, before=before)
-        return Read(semantic=joined([before.text(), after.text()]), identity=before.images(), end=after.end)
+        return Read(semantic=joined([before.text(), after.text()]), identity=before.images(identity), end=after.end)
 
     def _references(self, words: Sequenced, identity: IdentityTokens, how: str, like: Tensor) -> Part:
         """All up to the last reference: read once in the subject's life, for no prompt can change it."""

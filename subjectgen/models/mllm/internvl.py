@@ -3,6 +3,7 @@
 References precede the text in a causal MLLM, so what it keeps of them (`ReferencePrefix`) holds for every prompt.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
+from subjectgen.masks import Mask, seen_tokens
 from subjectgen.models.mllm.cache import cache_of, kept_in, last_layer_output
 from subjectgen.models.mllm.reader import MllmReader
 from subjectgen.models.mllm.template import Frame, TokenLayout, cut, probed, prompt_tokens
@@ -36,19 +38,25 @@ class InternVLReader(MllmReader):
         return self.text_config.num_hidden_layers + 1
 
     @torch.no_grad()
-    def read_references(self, images: Sequence[Image]) -> ReferencePrefix:
-        """References in the prompt's order -> all that any prompt after them needs."""
+    def read_references(self, images: Sequence[Image], masks: Sequence[Mask | None] = ()) -> ReferencePrefix:
+        """References in the prompt's order -> all that any prompt after them needs.
+
+        masks: one for each image, or none at all. Image tokens that see nothing of a subject are read, not kept.
+        """
         ids = self._frame(len(images)).prefix_ids
         pixel_values = self.pixel_values(images) if images else None
         cache = DynamicCache()
         states = self.hidden_states(ids[None], pixel_values, cache=cache)[0]
-        image_states = states[:, self._is_image(ids)]
+        is_image = self._is_image(ids)
+        seen = self._seen(masks or [None] * len(images))
+        image_states = states[:, is_image.masked_scatter(is_image, seen)]
         return ReferencePrefix(
             states=image_states,
             is_image=torch.ones(image_states.shape[1], dtype=torch.bool, device=self.device),
             **kept_in(cache),
             position=len(ids),
             num_references=len(images),
+            num_dropped=self.num_dropped(masks),
         )
 
     @torch.no_grad()
@@ -111,10 +119,20 @@ class InternVLReader(MllmReader):
         is_image = self._is_image(input_ids)
         return TokenLayout(input_ids=input_ids, is_image=is_image, is_text=is_text, num_prefix=len(frame.prefix_ids))
 
+    def num_dropped(self, masks: Sequence[Mask | None]) -> int:
+        """How many image tokens see nothing of their subject, and become no semantic tokens."""
+        return int((~self._seen(masks)).sum())
+
     def num_semantic(self, prompt: str, grids: Sequence[tuple[int, int]]) -> int:
-        """How many semantic tokens a prompt about this many references has; their sizes do not matter."""
+        """How many semantic tokens a prompt about this many whole references has; their sizes do not matter."""
         layout = self.token_layout(prompt, len(grids))
         return int(layout.is_image.sum() + layout.is_text.sum())
+
+    def _seen(self, masks: Sequence[Mask | None]) -> Bool[Tensor, " image_tokens"]:
+        """Which image tokens of the references see their subject."""
+        side = math.isqrt(self.processor.image_seq_length)
+        none = torch.ones(0, dtype=torch.bool)
+        return torch.cat([none, *(seen_tokens(mask, (side, side)) for mask in masks)])
 
     def _available(self, frame: Frame, num_references: int) -> int:
         """Positions that are left after the references."""
@@ -125,6 +143,12 @@ class InternVLReader(MllmReader):
                 "use fewer references"
             )
         return positions - used
+
+    def _text_positions(self, first: int, count: int) -> Int[Tensor, "1 count"]:
+        return torch.arange(first, first + count)[None]
+
+    def _frame_behind(self, num_references: int) -> Frame:
+        return self._frame(num_references)
 
     def _frame(self, num_references: int) -> Frame:
         if num_references not in self._frames:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from subjectgen.images import on_white
+from subjectgen.masks import Mask
 from subjectgen.models.mllm.cache import cache_of, kept_in, last_layer_output
 from subjectgen.models.mllm.reader import MllmReader
 from subjectgen.models.mllm.template import Frame, cut, prompt_tokens, token_ids
@@ -34,8 +35,11 @@ class Qwen3VLReader(MllmReader):
     max_prompt_tokens = 2048
 
     @torch.no_grad()
-    def read_references(self, images: Sequence[Image.Image]) -> ReferencePrefix:
-        """References in the prompt's order -> all that any prompt after them needs. Transparency is seen as white."""
+    def read_references(self, images: Sequence[Image.Image], masks: Sequence[Mask | None] = ()) -> ReferencePrefix:
+        """References in the prompt's order -> all that any prompt after them needs. Transparency is seen as white.
+
+        masks: drop nothing here. Image tokens only hold the places of latents, of which the DiT leaves out its own.
+        """
         pixels = self._pixels(images)
         ids = self._frame(self._slots(pixels)).prefix_ids
         positions = self._positions(ids, pixels.get("image_grid_thw"))
@@ -53,12 +57,16 @@ class Qwen3VLReader(MllmReader):
     def read_prompt(self, prompt: str, prefix: ReferencePrefix) -> HiddenStates:
         """Continues from the prefix, which is left as it is."""
         ids = self._rest(prompt, prefix.num_references, prefix.keys.shape[-2])
-        positions = (torch.arange(len(ids)) + prefix.position).expand(3, -1)
+        positions = self._text_positions(prefix.position, len(ids))[:, 0]
         states = self._last_layer(ids, positions, cache_of(prefix, self.device, self.mllm.dtype))
         before, is_image = prefix.states.to(self.device, self.mllm.dtype), prefix.is_image.to(self.device)
         return HiddenStates(
             states=torch.cat((before, states), dim=1), is_image=torch.cat((is_image, is_image.new_zeros(len(ids))))
         )
+
+    def num_dropped(self, masks: Sequence[Mask | None]) -> int:
+        """How many image tokens a mask takes from the semantic ones: they are none anyway."""
+        return 0
 
     def num_semantic(self, prompt: str, grids: Sequence[tuple[int, int]]) -> int:
         """How many semantic tokens a prompt about references of these grids (of DiT tokens) has."""
@@ -82,9 +90,15 @@ class Qwen3VLReader(MllmReader):
         pictures = (REFERENCE.format(number=k, slots=SLOT * count) for k, count in enumerate(slots, start=1))
         return cut(self.processor.tokenizer, SYSTEM + USER + " ".join(pictures), ANSWER)
 
+    def _frame_behind(self, num_references: int) -> Frame:
+        return self._frame([1] * num_references)  # what follows the references doesn't depend on their sizes
+
+    def _text_positions(self, first: int, count: int) -> Int[Tensor, "3 1 count"]:
+        return torch.arange(first, first + count).expand(3, 1, -1)
+
     def _rest(self, prompt: str, num_references: int, used: int) -> Int[Tensor, " tokens"]:
         """Everything behind the references: the prompt, and the start of an answer."""
-        tokenizer, frame = self.processor.tokenizer, self._frame([1] * num_references)
+        tokenizer, frame = self.processor.tokenizer, self._frame_behind(num_references)
         answer = token_ids(tokenizer, frame.tail)
         available = self.text_config.max_position_embeddings - used - len(answer)
         ids, positions = prompt_tokens(tokenizer, prompt or NOTHING, frame, available, self.max_prompt_tokens)

@@ -63,6 +63,14 @@ def token_ids(tokenizer: Any, text: str) -> Int[Tensor, " tokens"]:
     return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
 
 
+def asked_ids(tokenizer: Any, prompt: str, frame: Frame) -> Int[Tensor, " tokens"]:
+    """Everything behind the references, up to the start of an answer. The prompt is only text, as below."""
+    text = frame.lead + prompt + frame.trail
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    answer = token_ids(tokenizer, frame.tail.removeprefix(frame.trail))
+    return torch.cat((torch.tensor(ids, dtype=torch.long), answer))
+
+
 def prompt_tokens(tokenizer: Any, prompt: str, frame: Frame, available: int, at_most: int) -> tuple[list, list[int]]:
     """Ids of lead + prompt + trail, and the positions among them that hold (a part of) the prompt; warns where it cuts.
 

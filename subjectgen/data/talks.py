@@ -1,0 +1,116 @@
+"""What mini's MLLM learns to answer: plans of requests, questions about references, and judgements of pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from subjectgen.data.indirect import riddle
+from subjectgen.data.plans import decisions, plan, pose_words, view_words
+from subjectgen.data.prompts import request
+from subjectgen.data.sightings import Sighting, ground_words
+from subjectgen.data.world import COLOURS, PATTERNS, Ground, Scene, choice, random_count, random_placement, random_scene
+
+SHARE_OF_RIDDLES = 0.4  # of plans: requests that must be thought about
+YES, NO, NOTHING = "yes", "no", "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """One exchange with the MLLM."""
+
+    user: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painted:
+    """A picture that is to be judged: what it should have shown and what it shows."""
+
+    asked: Scene
+    shows: Scene
+    same_subject: bool
+
+
+def plan_talk(rng: np.random.Generator, seen: Sequence[Sighting]) -> Talk:
+    """A request, direct or not, and its plan."""
+    if rng.random() < SHARE_OF_RIDDLES:
+        asked = riddle(rng, seen)
+        return Talk(user=asked.text, answer=plan(asked.scene, seen, (asked.shown,)))
+    scene = random_scene(rng, len(seen))
+    text = request(rng, scene, [each.name for each in seen])
+    return Talk(user=text, answer=plan(scene, seen, range(1, len(seen) + 1)))
+
+
+def question_talk(rng: np.random.Generator, seen: Sequence[Sighting]) -> Talk:
+    """A question about one of the references."""
+    which = int(rng.integers(len(seen)))
+    name, each = f"image {which + 1}", seen[which]
+    asked = (
+        Talk(user=f"What is in {name}?", answer=each.name),
+        Talk(user=f"Which colours has {name}?", answer=", ".join(each.colours)),
+        Talk(user=f"Where is the subject of {name}?", answer="box " + " ".join(map(str, each.box))),
+        Talk(user=f"How does {name} stand?", answer=each.pose),
+        Talk(user=f"What is the ground of {name}?", answer=ground_words(each.ground)),
+        Talk(user=f"Describe {name}.", answer=each.words()),
+    )
+    return choice(rng, asked)
+
+
+def random_painted(rng: np.random.Generator) -> Painted:
+    """A picture that is right half of the time in each respect."""
+    asked = random_scene(rng, 1)
+    shows = asked
+    if rng.random() < 0.4:
+        shows = replace(shows, ground=random_scene(rng, 1).ground)
+    if rng.random() < 0.4:
+        shows = replace(shows, placements=(random_placement(rng),))
+    return Painted(asked=asked, shows=shows, same_subject=rng.random() < 0.6)
+
+
+def judgement_talk(rng: np.random.Generator, painted: Painted, reference: Sighting) -> Talk:
+    """A question about a picture, image 2, which was painted after the plan of a request about image 1."""
+    asked, wrong = painted.asked, departures(painted)
+    questions = (
+        (f"Does image 2 show the {reference.name} of image 1? Answer yes or no.", "subject"),
+        (f"Is this the scene of image 2: {ground_words(asked.ground)}? Answer yes or no.", "scene"),
+        (f"Is this the view of image 2: {view_words(asked, (1,))}? Answer yes or no.", "view"),
+        (f"Is this the pose in image 2: {pose_words(asked, (1,))}? Answer yes or no.", "pose"),
+    )
+    if rng.random() < 0.3:
+        user = f"What departs in image 2 from this plan? {decisions(asked, [reference], (1,))}"
+        return Talk(user=user, answer=", ".join(wrong) or NOTHING)
+    text, respect = choice(rng, questions)
+    return Talk(user=text, answer=NO if respect in wrong else YES)
+
+
+def departures(painted: Painted) -> list[str]:
+    """In which respects a picture is not what was asked for."""
+    asked, shows = painted.asked, painted.shows
+    differs = {
+        "subject": not painted.same_subject,
+        "scene": asked.ground != shows.ground,
+        "view": view_words(asked, (1,)) != view_words(shows, (1,)),
+        "pose": pose_words(asked, (1,)) != pose_words(shows, (1,)),
+    }
+    return [respect for respect, other in differs.items() if other]
+
+
+def corpus(names: tuple[str, ...], seed: int = 0, size: int = 4000) -> list[str]:
+    """Sentences for the tokenizer."""
+    rng = np.random.default_rng(seed)
+    lines = list(names)
+    for _ in range(size):
+        seen = [random_sighting(rng, names) for _ in range(random_count(rng))]
+        talk = plan_talk(rng, seen)
+        lines += [talk.user, talk.answer]
+    return lines
+
+
+def random_sighting(rng: np.random.Generator, names: tuple[str, ...]) -> Sighting:
+    """Words that might describe a reference."""
+    left, top, right, bottom = rng.integers(0, 101, size=4).tolist()
+    colours = rng.permutation(list(COLOURS))[: 1 + int(rng.integers(3))].tolist()
+    ground = Ground(colour=choice(rng, tuple(COLOURS)), pattern=choice(rng, PATTERNS))
+    box, pose = (left, top, right, bottom), choice(rng, ("upright", "upside down", "tilted left", "tilted right"))
+    return Sighting(name=choice(rng, names), colours=tuple(colours), box=box, pose=pose, ground=ground)

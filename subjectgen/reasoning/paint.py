@@ -1,0 +1,109 @@
+"""From plans to what is painted: their prompts, and the references that these speak of, cut to the planned boxes."""
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from subjectgen.binding import Binding, bind, numbered
+from subjectgen.embeds import SubjectEmbeds
+from subjectgen.images import load_image
+from subjectgen.reasoning.plan import Plan, PlannedSubject
+from subjectgen.references import cropped_as_seen
+from subjectgen.request import Limits, Request
+from subjectgen.subject import Subject
+from subjectgen.subject_lists import subject_lists
+
+NEARLY_ALL = 0.9  # of a picture: a box of this share is not worth reading the reference again
+
+
+def plans_of(prompt: Any) -> list[Plan] | None:
+    """The plans, where prompts are plans. Raises ValueError for a mixture."""
+    prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    plans = [each for each in prompts if isinstance(each, Plan)]
+    if plans and len(plans) < len(prompts):
+        raise ValueError(f"{len(plans)} of {len(prompts)} prompts are plans: expected plans only, or strings only")
+    return plans or None
+
+
+def as_painted(request: Request, limits: Limits) -> Request:
+    """A request whose prompts are plans => one of their prompts and references; any other as it is.
+
+    References that are given beside a plan stand in place of its own.
+    """
+    plans = plans_of(request.prompt)
+    if plans is None:
+        return request
+    if request.subject_images is not None:
+        given = entries_of(request.subject_images, len(plans))
+        plans = [plan.replace(subject_images=entries) for plan, entries in zip(plans, given, strict=True)]
+    prompts, subjects = zip(*(_painted(plan, limits) for plan in plans), strict=True)
+    return replace(request, prompt=list(prompts), subject_images=list(subjects))
+
+
+def entries_of(subject_images: Any, num_prompts: int) -> list[list[Any]]:
+    """One list of references for each prompt; SubjectEmbeds are such a list by themselves."""
+    if isinstance(subject_images, (list, tuple)):
+        subject_images = [[each] if isinstance(each, SubjectEmbeds) else each for each in subject_images]
+    return subject_lists(subject_images, num_prompts)
+
+
+def _painted(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
+    """The prompt, and the references that it speaks of, counted anew; all of them if it speaks of none.
+
+    What was read while reasoning is painted from as long as it is the same. Subjects that were encoded before cannot
+    be taken apart.
+    """
+    entries = _checked_entries(plan)
+    if entries and isinstance(entries[0], SubjectEmbeds):
+        return plan.prompt, entries
+    prompt, bindings = _bound(plan.prompt, [Subject.of(entry).name for entry in entries])
+    spoken_of = sorted({each.reference for each in bindings}) or list(range(1, len(entries) + 1))
+    framed = [_framed(entries[k - 1], plan.subjects[k - 1], f"image {k}", limits) for k in spoken_of]
+    is_as_read = len(framed) == len(entries) and all(map(operator.is_, framed, entries))
+    if is_as_read and plan.embeds is not None:
+        return plan.prompt, [plan.embeds]
+    return _renumbered(prompt, bindings, spoken_of), framed
+
+
+def _checked_entries(plan: Plan) -> list[Any]:
+    (entries,) = entries_of(plan.subject_images, 1)
+    given = sum(entry.num_references if isinstance(entry, SubjectEmbeds) else 1 for entry in entries)
+    if given != len(plan.subjects):
+        raise ValueError(
+            f"{given} references for a plan with {len(plan.subjects)} subjects: expected one each. "
+            "Give them with pipe(plan, subject_images); a plan from JSON has none of its own."
+        )
+    return entries
+
+
+def _bound(prompt: str, names: Sequence[str | None]) -> tuple[str, tuple[Binding, ...]]:
+    """The prompt with every subject called by its number, and which of its phrases do so."""
+    prompt = numbered(prompt, bind(prompt, names))
+    return prompt, bind(prompt, names)
+
+
+def _framed(entry: Any, seen: PlannedSubject, called: str, limits: Limits) -> Any:
+    """The reference cut to the box in which the MLLM saw its subject; as it is where the user has said what it is."""
+    given = Subject.of(entry)
+    if given.box is not None or given.mask is not None:
+        return entry
+    try:
+        cut = cropped_as_seen(given, seen.box, limits)
+    except ValueError as error:
+        raise ValueError(
+            f"the plan's box={seen.box} of {called} shows nothing of its picture: expected one that does. Edit it with "
+            f"plan.replace_subject({called.removeprefix('image ')}, box=...)."
+        ) from error
+    left, top, right, bottom = cut.box
+    width, height = load_image(given.image, alpha=True).size
+    return entry if (right - left) * (bottom - top) >= NEARLY_ALL * width * height else cut
+
+
+def _renumbered(prompt: str, bindings: Sequence[Binding], spoken_of: Sequence[int]) -> str:
+    """The prompt with its references counted as they are given."""
+    for each in reversed(bindings):
+        called = re.sub(r"\d+$", str(spoken_of.index(each.reference) + 1), each.phrase)
+        prompt = prompt[: each.span[0]] + called + prompt[each.span[1] :]
+    return prompt

@@ -1,0 +1,172 @@
+"""What an MLLM decides before anything is painted: read it, edit it, keep it as JSON, paint it with `pipe(plan)`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from subjectgen.binding import bind
+from subjectgen.embeds import SubjectEmbeds
+
+FORMAT = "subjectgen.Plan/1"
+DECISIONS = ("scene", "view", "pose", "changes", "keeps")  # what the prompt says in one sentence
+Box = tuple[int, int, int, int]  # left, top, right, bottom in percent of the sides
+
+
+class PlanError(ValueError):
+    """An MLLM did not write a plan. `written` is what it wrote."""
+
+    def __init__(self, message: str, written: str):
+        super().__init__(message)
+        self.written = written
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSubject:
+    """One reference as the MLLM sees it."""
+
+    name: str
+    colours: tuple[str, ...]
+    box: Box
+    pose: str
+    ground: str
+    details: str = ""  # parts and texture
+    text: str = ""  # that stands on it
+
+    def __post_init__(self) -> None:
+        _check_box(self.box)
+
+    def __str__(self) -> str:
+        box = " ".join(map(str, self.box))
+        parts = (self.name, ", ".join(self.colours), self.details, f'"{self.text}"' if self.text else "")
+        return "; ".join([*filter(None, parts), f"box {box}", self.pose, f"on {self.ground}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is seen in each reference, what is to be painted, and the request in direct words. `prompt` is painted.
+
+    `subject_images` are the references it was made for and `embeds` what was read of them: neither is compared,
+    printed or written.
+    """
+
+    subjects: tuple[PlannedSubject, ...]  # one per reference, in order: "image 1", "image 2"
+    scene: str
+    view: str
+    pose: str
+    changes: str
+    keeps: str
+    prompt: str
+    asked: str  # the user's own prompt
+    subject_images: Any = field(default=None, repr=False, compare=False)
+    embeds: SubjectEmbeds | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError("a plan's prompt is empty: expected the words that are to be painted")
+        bind(self.prompt, [None] * len(self.subjects))  # refuses a number without a subject
+
+    def __str__(self) -> str:
+        lines = [("asked", self.asked)]
+        lines += [(f"image {number}", str(each)) for number, each in enumerate(self.subjects, start=1)]
+        lines += [(name, getattr(self, name)) for name in (*DECISIONS, "prompt")]
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+    def replace(self, **changes: Any) -> "Plan":
+        """The same plan with other values. Raises ValueError if decisions change and the prompt, their sum, does not.
+
+        Other subject_images make what was read of the old ones void.
+        """
+        decided = sorted(name for name in DECISIONS if changes.get(name, getattr(self, name)) != getattr(self, name))
+        if decided and changes.get("prompt", self.prompt) == self.prompt:
+            raise ValueError(
+                f"{', '.join(decided)} is changed and the prompt still says {self.prompt!r}, which is what is "
+                "painted: expected a plan that does not contradict itself. Give prompt=... as well."
+            )
+        if "subject_images" in changes:
+            changes = {"embeds": None, **changes}
+        return replace(self, **changes)
+
+    def replace_subject(self, number: int, **changes: Any) -> "Plan":
+        """The same plan with one subject described otherwise; counted from 1, as in "image 1"."""
+        if not 1 <= number <= len(self.subjects):
+            raise ValueError(f"subject {number}: expected a number from 1 to {len(self.subjects)}")
+        subjects = list(self.subjects)
+        subjects[number - 1] = replace(subjects[number - 1], **changes)
+        return replace(self, subjects=tuple(subjects))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold, without images."""
+        values = {name: getattr(self, name) for name in _written_fields()}
+        return {"format": FORMAT, **values, "subjects": [_subject_dict(each) for each in self.subjects]}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Plan":
+        """What `to_dict` gave. Raises ValueError for a plan of another version, or one that contradicts itself."""
+        given = values.get("format") if isinstance(values, dict) else values
+        if given != FORMAT:
+            raise ValueError(f"a plan of format {given!r}: expected {FORMAT!r}. Make it again with pipe.reason().")
+        values = {name: value for name, value in values.items() if name != "format"}
+        _check_names("a plan", values, _written_fields())
+        subjects = tuple(map(_subject_of, _list("subjects", values.pop("subjects"))))
+        _check_words(values)
+        return cls(subjects=subjects, **values)
+
+    def to_json(self) -> str:
+        """As text for a file; without images."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """What `to_json` wrote. Raises ValueError."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a plan that is no JSON ({error}): expected what Plan.to_json() wrote") from error
+
+
+def _written_fields() -> tuple[str, ...]:
+    return tuple(each.name for each in fields(Plan) if each.compare)
+
+
+def _subject_dict(subject: PlannedSubject) -> dict[str, Any]:
+    return {**vars(subject), "colours": list(subject.colours), "box": list(subject.box)}
+
+
+def _subject_of(values: Any) -> PlannedSubject:
+    if not isinstance(values, dict):
+        raise ValueError(f"a subject that is {values!r}: expected its name, colours, box and so on")
+    _check_names("a subject", values, tuple(each.name for each in fields(PlannedSubject)))
+    words = {name: value for name, value in values.items() if name not in ("colours", "box")}
+    colours, box = (tuple(_list(name, values[name])) for name in ("colours", "box"))
+    _check_words({**words, **{f"colours, number {k}": colour for k, colour in enumerate(colours, start=1)}})
+    _check_box(box)
+    return PlannedSubject(colours=colours, box=box, **words)  # type: ignore[arg-type]
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name}={value!r}: expected a list")
+    return value
+
+
+def _check_names(what: str, values: Mapping[str, Any], expected: tuple[str, ...]) -> None:
+    if set(values) != set(expected):
+        missing, unknown = sorted(set(expected) - set(values)), sorted(set(values) - set(expected))
+        raise ValueError(f"{what} lacks {missing} and has unknown {unknown}: expected exactly {', '.join(expected)}")
+
+
+def _check_words(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name}={value!r}: expected words")
+
+
+def _check_box(box: Any) -> None:
+    whole = isinstance(box, tuple) and len(box) == 4 and all(type(edge) is int for edge in box)
+    if not whole or not (0 <= box[0] < box[2] <= 100 and 0 <= box[1] < box[3] <= 100):
+        raise ValueError(
+            f"box={box!r}: expected (left, top, right, bottom) in whole percent of the reference's sides, 0 to 100, "
+            "left before right and top before bottom"
+        )

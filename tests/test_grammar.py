@@ -1,0 +1,191 @@
+"""The grammar of plans, with mini's real tokenizer: what it lets an MLLM write, and what it does not."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
+
+from subjectgen import SubjectProcessor
+from subjectgen.data.indirect import riddle
+from subjectgen.data.plans import plan
+from subjectgen.data.prompts import GROUND_WORDS
+from subjectgen.data.sightings import Sighting
+from subjectgen.data.world import COLOURS, PATTERNS, Ground, random_scene
+from subjectgen.reasoning.decoding import GrammarPicker
+from subjectgen.reasoning.grammar import MAX_PROMPT, parse_plan, plan_grammar
+from subjectgen.weights import find_folder
+
+SUBJECT = (
+    "<subject>name: lady beetle; colours: red, black; box: 12 20 80 90; pose: upright; ground: white plain</subject>"
+)
+DECIDED = "<plan>scene: a; view: b, c; pose: d; changes: nothing; keeps: e</plan><prompt>image 1; red</prompt>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return SubjectProcessor.from_pretrained(find_folder("weights") / "mini/processor").tokenizer
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer):
+    return from_tokenizer(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def grammars():
+    return {count: plan_grammar(count) for count in range(4)}
+
+
+def admitted(vocabulary, grammar, ids):
+    """Whether each token is allowed where it stands, and nothing may follow the last."""
+    matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(grammar), log_level=0)
+    assert not matcher.get_error() and not matcher.get_grammar_warnings()
+    return matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_stopped()
+
+
+def random_sightings(rng, count):
+    """References of any look, each in a box that is one."""
+    seen = []
+    for _ in range(count):
+        (left, right), (top, bottom) = (sorted(rng.choice(101, 2, replace=False).tolist()) for _ in range(2))
+        colours = tuple(rng.permutation(list(COLOURS))[: rng.integers(1, 4)].tolist())
+        ground = Ground(colour=str(rng.choice(list(COLOURS))), pattern=str(rng.choice(PATTERNS)))
+        pose = str(rng.choice(["upright", "upside down", "tilted left", "tilted right"]))
+        name = str(rng.choice(["lady beetle", "face with tears of joy", "T-rex", "input symbol for latin letters"]))
+        seen.append(Sighting(name=name, colours=colours, box=(left, top, right, bottom), pose=pose, ground=ground))
+    return seen
+
+
+def test_all_that_mini_is_taught_is_admitted_and_read(tokenizer, vocabulary, grammars):
+    rng = np.random.default_rng(0)
+    for index in range(300):
+        count = 1 + index % 3
+        seen = random_sightings(rng, count)
+        if index % 2:
+            asked = riddle(rng, seen)
+            scene, shown = asked.scene, (asked.shown,)
+        else:
+            scene, shown = random_scene(rng, count), range(1, count + 1)
+        text = plan(scene, seen, shown)
+        assert admitted(vocabulary, grammars[count], tokenizer(text, add_special_tokens=False)["input_ids"]), text
+        read = parse_plan(text, count, "")
+        assert [(each.name, each.colours, each.box, each.pose) for each in read.subjects] == [
+            (each.name, each.colours, each.box, each.pose) for each in seen
+        ]
+        assert read.scene == f"{scene.ground.colour} {scene.ground.pattern}"
+        assert read.prompt.endswith(GROUND_WORDS[scene.ground.pattern][0].format(c=scene.ground.colour))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (SUBJECT + DECIDED, 1),
+        (DECIDED, 0),
+        (SUBJECT * 3 + DECIDED, 3),
+        (SUBJECT.replace("; box", "; details: six legs; text: 7 UP; box") + DECIDED, 1),
+        (SUBJECT.replace("; box", "; text: 7 UP; box") + DECIDED, 1),
+        (SUBJECT.replace("lady beetle", "Käfer 甲虫 🐞") + DECIDED, 1),
+        (SUBJECT.replace("12 20 80 90", "0 0 100 100") + DECIDED, 1),
+        (SUBJECT.replace("12 20 80 90", "99 99 100 100") + DECIDED, 1),
+        (SUBJECT.replace("12 20 80 90", "1 2 10 100") + DECIDED, 1),
+        (SUBJECT.replace("lady beetle", "x") + DECIDED, 1),
+        (SUBJECT + DECIDED.replace("image 1; red", "x" * MAX_PROMPT), 1),
+    ],
+)
+def test_admits(tokenizer, vocabulary, grammars, text, count):
+    assert admitted(vocabulary, grammars[count], tokenizer(text, add_special_tokens=False)["input_ids"])
+    parse_plan(text.replace("image 1", "it"), count, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("Sure! " + DECIDED, 0),
+        (DECIDED + "\n", 0),
+        (DECIDED[:-1], 0),
+        (SUBJECT + DECIDED, 2),
+        (SUBJECT * 2 + DECIDED, 1),
+        (DECIDED.replace("scene: a; ", ""), 0),
+        (DECIDED.replace("scene: a", "scene: "), 0),
+        (DECIDED.replace("scene: a", "scene:  a"), 0),
+        (DECIDED.replace("scene: a", "scene: a\n"), 0),
+        (DECIDED.replace("scene: a", "scene: <b>"), 0),
+        (DECIDED.replace("image 1; red", ""), 0),
+        (DECIDED.replace("image 1; red", "x" * (MAX_PROMPT + 1)), 0),
+        (SUBJECT.replace("12 20 80 90", "12 20 12 90") + DECIDED, 1),
+        (SUBJECT.replace("12 20 80 90", "12 20 80 20") + DECIDED, 1),
+        (SUBJECT.replace("12 20 80 90", "90 20 80 90") + DECIDED, 1),
+        (SUBJECT.replace("12 20 80 90", "12 20 80 101") + DECIDED, 1),
+        (SUBJECT.replace("12 20 80 90", "12 20 80") + DECIDED, 1),
+        (SUBJECT.replace("12 20 80 90", "012 20 80 90") + DECIDED, 1),
+        (SUBJECT.replace("; pose: upright", "") + DECIDED, 1),
+        (SUBJECT.replace("red, black", "red,, black") + DECIDED, 1),
+    ],
+)
+def test_refuses(tokenizer, vocabulary, grammars, text, count):
+    assert not admitted(vocabulary, grammars[count], tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_every_box_of_a_sample_is_admitted_if_and_only_if_it_is_one(tokenizer, vocabulary, grammars):
+    draw = random.Random(0)
+    boxes = [tuple(draw.randrange(103) for _ in range(4)) for _ in range(300)]
+    found = set()
+    for left, top, right, bottom in boxes:
+        text = SUBJECT.replace("12 20 80 90", f"{left} {top} {right} {bottom}") + DECIDED
+        is_box = left < right <= 100 and top < bottom <= 100
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert admitted(vocabulary, grammars[1], ids) == is_box, (left, top, right, bottom)
+        found.add(is_box)
+    assert found == {True, False}
+
+
+class TestPicker:
+    """On a grammar of two words; logits favour a token that it does not allow."""
+
+    GRAMMAR = 'start: "red" | "black"'
+
+    def logits(self, tokenizer):
+        return torch.randn(len(tokenizer) + 40, generator=torch.Generator().manual_seed(0))  # 40 rows of padding
+
+    def written(self, tokenizer, **options):
+        picker, ids = GrammarPicker(tokenizer, self.GRAMMAR, **options), []
+        while not picker.finished:
+            ids.append(picker(self.logits(tokenizer)))
+        return tokenizer.decode(ids)
+
+    def test_likeliest(self, tokenizer):
+        starts = {word: self.starts(tokenizer, word) for word in ("red", "black")}
+        logits = self.logits(tokenizer)
+        best = max(starts["red"] + starts["black"], key=lambda token: logits[token])
+        picker = GrammarPicker(tokenizer, self.GRAMMAR)
+        assert picker(logits) == best != int(logits.argmax())
+        assert self.written(tokenizer) in {"red", "black"}
+
+    def starts(self, tokenizer, word):
+        return [
+            token for token in range(len(tokenizer)) if (text := tokenizer.decode([token])) and word.startswith(text)
+        ]
+
+    def test_draws_follow_the_chances(self, tokenizer):
+        starts = self.starts(tokenizer, "red") + self.starts(tokenizer, "black")
+        logits = torch.full((len(tokenizer),), 5.0)
+        logits[starts[0]] = 6.0
+        generator = torch.Generator().manual_seed(0)
+        draws = [
+            GrammarPicker(tokenizer, self.GRAMMAR, temperature=0.5, generator=generator)(logits) for _ in range(600)
+        ]
+        expected = np.exp(2) / (np.exp(2) + len(starts) - 1)  # e^(1 / .5) against e^0 for each other
+        assert set(draws) <= set(starts)
+        assert draws.count(starts[0]) / len(draws) == pytest.approx(expected, abs=0.06)
+
+    def test_a_seed_is_a_text(self, tokenizer):
+        texts = [
+            self.written(tokenizer, temperature=3.0, generator=torch.Generator().manual_seed(seed))
+            for seed in range(20)
+        ]
+        again = self.written(tokenizer, temperature=3.0, generator=torch.Generator().manual_seed(4))
+        assert texts[4] == again and set(texts) == {"red", "black"}

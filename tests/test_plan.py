@@ -1,0 +1,184 @@
+"""Plans as values: read from text, printed, edited, kept as JSON. All texts here are written by hand."""
+
+import json
+
+import pytest
+
+from subjectgen import Plan, PlanError, PlannedSubject
+from subjectgen.reasoning.grammar import parse_plan
+
+BEETLE = (
+    "<subject>name: lady beetle; colours: red, black; box: 12 20 80 90; pose: upright; ground: white plain</subject>"
+)
+MUG = (
+    "<subject>name: mug; colours: white; details: a chip on the rim, glazed; text: HELLO; box: 0 5 100 99; "
+    "pose: tilted left; ground: wood</subject>"
+)
+DECIDED = (
+    "<plan>scene: teal dotted; view: 1 of image 2 top left small; pose: image 2 upside down; changes: ground, pose; "
+    "keeps: shape, colours</plan><prompt>small image 2 upside down in the top left; teal dots</prompt>"
+)
+ASKED = "the thing of image 2 on its head"
+
+A_BEETLE = PlannedSubject(
+    name="lady beetle", colours=("red", "black"), box=(12, 20, 80, 90), pose="upright", ground="white plain"
+)
+A_MUG = PlannedSubject(
+    name="mug",
+    colours=("white",),
+    details="a chip on the rim, glazed",
+    text="HELLO",
+    box=(0, 5, 100, 99),
+    pose="tilted left",
+    ground="wood",
+)
+PLAN = Plan(
+    subjects=(A_BEETLE, A_MUG),
+    scene="teal dotted",
+    view="1 of image 2 top left small",
+    pose="image 2 upside down",
+    changes="ground, pose",
+    keeps="shape, colours",
+    prompt="small image 2 upside down in the top left; teal dots",
+    asked=ASKED,
+)
+PRINTED = """\
+asked    the thing of image 2 on its head
+image 1  lady beetle; red, black; box 12 20 80 90; upright; on white plain
+image 2  mug; white; a chip on the rim, glazed; "HELLO"; box 0 5 100 99; tilted left; on wood
+scene    teal dotted
+view     1 of image 2 top left small
+pose     image 2 upside down
+changes  ground, pose
+keeps    shape, colours
+prompt   small image 2 upside down in the top left; teal dots"""
+DICT = {
+    "format": "subjectgen.Plan/1",
+    "subjects": [
+        {"name": "lady beetle", "colours": ["red", "black"], "box": [12, 20, 80, 90], "pose": "upright",
+         "ground": "white plain", "details": "", "text": ""},
+        {"name": "mug", "colours": ["white"], "box": [0, 5, 100, 99], "pose": "tilted left", "ground": "wood",
+         "details": "a chip on the rim, glazed", "text": "HELLO"},
+    ],
+    "scene": "teal dotted",
+    "view": "1 of image 2 top left small",
+    "pose": "image 2 upside down",
+    "changes": "ground, pose",
+    "keeps": "shape, colours",
+    "prompt": "small image 2 upside down in the top left; teal dots",
+    "asked": ASKED,
+}  # fmt: skip
+
+
+def test_text_is_read():
+    assert parse_plan(BEETLE + MUG + DECIDED, 2, ASKED) == PLAN
+
+
+def test_a_plan_of_nothing_seen_is_read():
+    text = DECIDED.replace("image 2", "a cat")
+    assert parse_plan(text, 0, ASKED).subjects == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "<subject> 1 of 2"),
+        (BEETLE + DECIDED, "<subject> 2 of 2"),
+        (BEETLE + MUG + MUG + DECIDED, "<plan>"),
+        (BEETLE + MUG, "<plan>"),
+        (BEETLE + MUG + DECIDED + " Done.", "nothing else"),
+        (BEETLE + MUG + DECIDED.replace("; keeps: shape, colours", ""), "fields"),
+        (BEETLE.replace("12 20 80 90", "80 20 12 90") + MUG + DECIDED, r"box=\(80, 20, 12, 90\)"),
+        (BEETLE + MUG + DECIDED.replace("image 2 upside down in", "image 3 in"), "image 3"),
+    ],
+)
+def test_other_text_is_refused_and_kept(text, words):
+    with pytest.raises(PlanError, match=words) as refused:
+        parse_plan(text, 2, ASKED)
+    assert refused.value.written == text and repr(text) in str(refused.value)
+
+
+def test_print():
+    assert str(PLAN) == PRINTED
+
+
+def test_json_is_what_it_should_be_and_comes_back():
+    assert json.loads(PLAN.to_json()) == PLAN.to_dict() == DICT
+    assert Plan.from_json(json.dumps(DICT)) == Plan.from_dict(DICT) == PLAN
+    assert Plan.from_json(PLAN.replace(prompt="un café 茶").to_json()).prompt == "un café 茶"
+
+
+def test_images_are_neither_compared_nor_printed_nor_written():
+    shown = PLAN.replace(subject_images=["red.png", "mug.png"])
+    assert shown == PLAN and hash(shown) == hash(PLAN) and str(shown) == PRINTED and "png" not in repr(shown)
+    assert json.loads(shown.to_json()) == DICT
+    assert shown.subject_images == ["red.png", "mug.png"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "subjectgen.Plan/0"}, r"Plan/0.*expected 'subjectgen.Plan/1'.*pipe.reason"),
+        ({"format": None}, "None"),
+        ({"sceen": "x"}, r"unknown \['sceen'\]"),
+        ({"subjects": 3}, "subjects=3"),
+        ({"subjects": ["mug"]}, "'mug'"),
+        ({"subjects": [{"name": "mug"}]}, r"lacks \['box', 'colours'"),
+        ({"subjects": [{**DICT["subjects"][0], "box": [0, 0, 101, 100]}]}, r"box=\(0, 0, 101, 100\).*percent"),
+        ({"subjects": [{**DICT["subjects"][0], "box": [0, 0, 0.5, 1]}]}, "box="),
+        ({"subjects": [{**DICT["subjects"][0], "box": None}]}, "box=None"),
+        ({"subjects": [{**DICT["subjects"][0], "colours": "red"}]}, "colours='red'"),
+        ({"subjects": DICT["subjects"][:1]}, "image 2.*1 reference"),
+        ({"subjects": [{**DICT["subjects"][0], "colours": ["red", 7]}]}, "colours, number 2=7"),
+        ({"scene": None}, "scene=None"),
+        ({"prompt": "  "}, "prompt is empty"),
+        ({"prompt": "Image 0"}, "Image 0"),
+    ],
+)
+def test_bad_dicts(change, words):
+    with pytest.raises(ValueError, match=words):
+        Plan.from_dict({**DICT, **change})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '"plan"'])
+def test_bad_json(text):
+    with pytest.raises(ValueError, match="a plan"):
+        Plan.from_json(text)
+
+
+class TestEdits:
+    def test_the_prompt(self):
+        edited = PLAN.replace(prompt="image 1 on red", scene="red")
+        assert (edited.prompt, edited.scene, edited.view) == ("image 1 on red", "red", PLAN.view)
+        assert PLAN.scene == "teal dotted"
+
+    def test_one_subject(self):
+        edited = PLAN.replace_subject(2, name="cup", box=(1, 2, 3, 4))
+        assert edited.subjects[0] == A_BEETLE
+        assert (edited.subjects[1].name, edited.subjects[1].box, edited.subjects[1].text) == (
+            "cup",
+            (1, 2, 3, 4),
+            "HELLO",
+        )
+
+    @pytest.mark.parametrize("number", [0, 3])
+    def test_of_a_subject_that_is_not_there(self, number):
+        with pytest.raises(ValueError, match=f"subject {number}: expected a number from 1 to 2"):
+            PLAN.replace_subject(number, name="cup")
+
+    def test_decisions_that_contradict_the_prompt(self):
+        with pytest.raises(ValueError, match=r"scene, view is changed.*teal dots.*prompt=\.\.\."):
+            PLAN.replace(view="from above", scene="red")
+        assert PLAN.replace(scene="teal dotted") == PLAN
+
+    def test_a_prompt_about_a_subject_that_is_not_there(self):
+        with pytest.raises(ValueError, match="image 3"):
+            PLAN.replace(prompt="image 3 on red")
+
+    def test_a_box_that_is_none(self):
+        with pytest.raises(ValueError, match=r"box=\(5, 5, 5, 9\).*left before right"):
+            PLAN.replace_subject(1, box=(5, 5, 5, 9))
+
+    def test_a_misspelt_name(self):
+        with pytest.raises(TypeError, match="promt"):
+            PLAN.replace(promt="image 1")

@@ -1,0 +1,398 @@
+"""Reasoning with tiny random MLLMs of both families: what is written, what is read once, what is painted."""
+
+import pytest
+import torch
+from tiny import tiny_mllm
+from tiny_pipeline import picture, reasoning_pipeline, seeded_generators, shorten_plans, tiny_pipeline
+from tiny_qwen import tiny_qwen_mllm, tiny_qwen_pipeline, tiny_qwen_processor
+from transformers import GenerationConfig
+
+from subjectgen import Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
+from subjectgen.models.mllm.internvl import InternVLReader
+from subjectgen.models.mllm.qwen3_vl import Qwen3VLReader
+from subjectgen.reasoning import grammar
+from subjectgen.reasoning.instruction import INSTRUCTION
+
+RED, BLUE, TALL = picture("red"), picture("blue"), picture("green", size=(30, 60))
+PROMPT = "a red cat"
+NEW_TOKENS = 24
+
+
+@pytest.fixture(autouse=True)
+def short_plans(monkeypatch):
+    shorten_plans(monkeypatch)
+
+
+@pytest.fixture
+def whole_boxes(monkeypatch):
+    """Every subject fills its picture, so that nothing is cut."""
+    monkeypatch.setattr(grammar, "_box_rules", lambda: 'box: "0 0 100 100"')
+
+
+def lively(mllm):
+    """Weights large enough for every token to matter."""
+    with torch.no_grad():
+        for weight in mllm.parameters():
+            weight.mul_(8 if weight.ndim > 1 else 1)
+    return mllm
+
+
+def qwen_pipeline(**settings):
+    pipe = tiny_qwen_pipeline(**{"plan_instruction": "", **settings})
+    lively(pipe.mllm)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+PIPELINES = {"internvl": reasoning_pipeline, "qwen3_vl": qwen_pipeline}
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def pipe(request):
+    return PIPELINES[request.param]()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """For what does not depend on the family."""
+    return reasoning_pipeline()
+
+
+def a_plan(prompt="image 1 on red", count=1, box=(0, 0, 100, 100), **values):
+    subject = PlannedSubject(name="cat", colours=("red",), box=box, pose="upright", ground="white")
+    words = dict.fromkeys(("scene", "view", "pose", "changes", "keeps", "asked"), "x")
+    return Plan(subjects=(subject,) * count, prompt=prompt, **{**words, **values})
+
+
+def latents(pipe, prompt, *subjects, **options):
+    return pipe(prompt, *subjects, generator=seeded_generators(3), output_type="latent", **options).images
+
+
+def likeliest(reader, prompt, images):
+    """Token after token, without a grammar."""
+    tokens = reader.answer(prompt, reader.read_references(images), lambda logits: int(logits.argmax()))
+    return [token for token, _ in zip(tokens, range(NEW_TOKENS), strict=False)]
+
+
+def generated(mllm, ids, **inputs):
+    """What transformers' own `generate` writes after the whole sequence."""
+    settings = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0)
+    out = mllm.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, **inputs)
+    return out[0, ids.shape[1] :].tolist()
+
+
+class TestAnswer:
+    """Continuing from the kept prefix is what `generate` does with everything in one sequence."""
+
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    @pytest.mark.parametrize("prompt", [PROMPT, "", "\n\n a  cat <|im_end|> "])
+    def test_internvl(self, reader, mllm, references, count, prompt):
+        text = reader.template(prompt, count)
+        layout = reader.token_layout(prompt, count).input_ids
+        rest = reader.processor.tokenizer(
+            text.rpartition(prompt)[2] if prompt else "<|im_end|>\n<|im_start|>assistant\n"
+        )
+        ids = torch.cat([layout if prompt else layout_of_nothing(reader, count), torch.tensor(rest["input_ids"])])
+        inputs = {"pixel_values": reader.pixel_values(references[:count])} if count else {}
+        expected = generated(mllm, ids[None], **inputs)
+        assert likeliest(reader, prompt, references[:count]) == expected
+        assert len(set(expected)) > 3
+
+    @pytest.mark.parametrize("sizes", [[], [(64, 64)], [(64, 32), (32, 96)]])
+    def test_qwen3_vl(self, sizes):
+        processor = tiny_qwen_processor()
+        mllm = lively(tiny_qwen_mllm(processor))
+        images = [picture(colour, size) for colour, size in zip(("red", "blue"), sizes, strict=False)]
+        slots = [width * height // 32**2 for width, height in sizes]
+        seen = " ".join(
+            f"<image{k}><|vision_start|>{'<|image_pad|>' * count}<|vision_end|>" for k, count in enumerate(slots, 1)
+        )
+        text = (
+            "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n<|im_start|>user\n"
+            f"{seen}{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
+        inputs = {}
+        if images:
+            inputs = dict(processor.image_processor(images, return_tensors="pt"))
+            inputs["mm_token_type_ids"] = (ids == processor.image_token_id).int()
+        expected = generated(mllm, ids, **inputs)
+        assert likeliest(Qwen3VLReader(mllm, processor), PROMPT, images) == expected
+        assert len(set(expected)) > 3
+
+    def test_the_prefix_stays_as_it_is(self, reader, references):
+        prefix = reader.read_references(references[:2])
+        keys, values = prefix.keys.clone(), prefix.values.clone()
+        first, second = (
+            [
+                token
+                for token, _ in zip(reader.answer(PROMPT, prefix, lambda x: int(x.argmax())), range(9), strict=False)
+            ]
+            for _ in range(2)
+        )
+        assert first == second and torch.equal(prefix.keys, keys) and torch.equal(prefix.values, values)
+
+    def test_no_room_for_an_answer(self, processor):
+        reader = InternVLReader(tiny_mllm(max_position_embeddings=12), processor)
+        with pytest.raises(ValueError, match=r"12 positions.*shorter prompt"):
+            next(reader.answer(PROMPT * 9, reader.read_references([]), lambda logits: 0))
+
+
+def layout_of_nothing(reader, count):
+    """Up to the prompt, where the prompt is empty."""
+    return reader.token_layout("a", count).input_ids[:-1]
+
+
+class TestPlans:
+    @pytest.mark.parametrize("images", [[], [RED], [RED, TALL, BLUE]], ids=len)
+    def test_random_weights_write_whole_plans(self, pipe, images):
+        plan = pipe.reason(PROMPT, images)
+        assert len(plan.subjects) == len(images) and plan.asked == PROMPT
+        assert plan == pipe.reason(PROMPT, images)
+        assert all(len(each.name) <= 4 and each.box[0] < each.box[2] for each in plan.subjects)
+
+    def test_the_plan_depends_on_what_is_seen_and_asked(self, pipe):
+        plans = {str(pipe.reason(prompt, image)) for prompt in (PROMPT, "on the blue ground") for image in (RED, TALL)}
+        assert len(plans) == 4
+
+    def test_sampling(self, pipe):
+        def drawn(seed):
+            return pipe.reason(PROMPT, RED, temperature=1.5, generator=torch.Generator().manual_seed(seed))
+
+        first, second = drawn(0), drawn(1)
+        assert drawn(0) == first != second
+
+    def test_the_instruction_precedes_the_request(self, small, monkeypatch):
+        asked, answer = [], InternVLReader.answer
+        monkeypatch.setattr(
+            InternVLReader, "answer", lambda self, text, *rest: asked.append(text) or answer(self, text, *rest)
+        )
+        assert reasoning_pipeline(plan_instruction="Plan it.").reason(PROMPT).asked == PROMPT
+        small.reason(PROMPT)
+        assert asked == ["Plan it.\n\nRequest: a red cat", PROMPT]
+
+    def test_the_instruction_is_a_saved_setting(self, tmp_path):
+        assert tiny_pipeline().config.plan_instruction == INSTRUCTION
+        reasoning_pipeline(plan_instruction="Plan\nit.").save_pretrained(tmp_path)
+        assert SubjectPipeline.from_pretrained(tmp_path).config.plan_instruction == "Plan\nit."
+
+    def test_the_instruction_shows_the_form_that_is_read(self):
+        """Its example is a plan once the explanations between its parts are taken out."""
+        parts = [line for line in INSTRUCTION.splitlines() if line.startswith(("<subject>", "<plan>", "<prompt>"))]
+        plan = grammar.parse_plan("".join(parts), 1, "")
+        assert plan.subjects[0].name == "lady beetle" and plan.prompt.startswith("image 1")
+
+
+class Counter:
+    """How many pictures the MLLM's vision tower and the VAE have seen."""
+
+    def __init__(self, pipe, monkeypatch):
+        self.read = self.encoded = 0
+        read_references = type(pipe.adapters()[0]).read_references
+        encode = type(pipe.vae).encode
+
+        def reading(reader, images, *masks):
+            self.read += len(images)
+            return read_references(reader, images, *masks)
+
+        def encoding(vae, pixels, *rest, **options):
+            self.encoded += len(pixels)
+            return encode(vae, pixels, *rest, **options)
+
+        monkeypatch.setattr(type(pipe.adapters()[0]), "read_references", reading)
+        monkeypatch.setattr(type(pipe.vae), "encode", encoding)
+
+
+@pytest.mark.usefixtures("whole_boxes")
+class TestReadOnce:
+    def test_reason_then_paint(self, pipe, monkeypatch):
+        counter = Counter(pipe, monkeypatch)
+        plan = pipe.reason(PROMPT, [RED, BLUE])
+        pipe(plan)
+        pipe(plan.replace(prompt="image 2 and image 1"))
+        assert (counter.read, counter.encoded) == (2, 2)
+
+    def test_both_in_one_call_for_several_prompts(self, pipe, monkeypatch):
+        counter = Counter(pipe, monkeypatch)
+        pipe([PROMPT, "on the blue ground"], [RED, BLUE], reasoning=True)
+        assert (counter.read, counter.encoded) == (2, 2)
+
+    def test_subjects_that_were_encoded_before(self, pipe, monkeypatch):
+        subject = pipe.encode_subjects([RED, BLUE])
+        counter = Counter(pipe, monkeypatch)
+        plan = pipe.reason(PROMPT, subject)
+        pipe(plan)
+        assert (counter.read, counter.encoded) == (0, 0)
+        assert plan == pipe.reason(PROMPT, [RED, BLUE])
+
+
+@pytest.mark.usefixtures("whole_boxes")
+class TestPainting:
+    def test_a_plan_is_its_prompt_with_its_images(self, pipe):
+        plan = pipe.reason(PROMPT, [RED, TALL])
+        out = pipe(plan, generator=seeded_generators(3), output_type="latent")
+        assert out.plans == [plan]
+        assert torch.equal(out.images, latents(pipe, plan.prompt, [RED, TALL]))
+
+    def test_an_edited_plan(self, pipe):
+        plan = pipe.reason(PROMPT, [RED, TALL])
+        edited = plan.replace(prompt="image 2 on the blue ground, image 1", scene="blue")
+        painted = latents(pipe, edited)
+        assert torch.equal(painted, latents(pipe, edited.prompt, [RED, TALL]))
+        assert not torch.equal(painted, latents(pipe, plan))
+
+    def test_a_plan_from_json_with_its_images_again(self, pipe):
+        plan = pipe.reason(PROMPT, [RED, TALL]).replace(prompt="image 1 and image 2")
+        again = Plan.from_json(plan.to_json())
+        assert torch.equal(latents(pipe, again, [RED, TALL]), latents(pipe, plan))
+
+    def test_another_subject_in_its_place(self, pipe):
+        plan = pipe.reason(PROMPT, RED)
+        assert torch.equal(latents(pipe, plan, BLUE), latents(pipe, plan.prompt, BLUE))
+
+    def test_references_that_are_not_spoken_of_are_left_out(self, pipe):
+        plan = a_plan("Image 3 beside image 1 on red", count=3, subject_images=[RED, BLUE, TALL])
+        assert torch.equal(latents(pipe, plan), latents(pipe, "Image 2 beside image 1 on red", [RED, TALL]))
+
+    def test_none_is_left_out_of_a_prompt_without_numbers(self, pipe):
+        plan = a_plan("the cat on red", count=2, subject_images=[RED, BLUE])
+        assert torch.equal(latents(pipe, plan), latents(pipe, "the cat on red", [RED, BLUE]))
+
+    def test_reasoning_in_a_call(self, pipe):
+        prompts, images = [PROMPT, "on the blue ground"], [[RED], []]
+        out = pipe(prompts, images, reasoning=True, generator=seeded_generators(1, 2), output_type="latent")
+        plans = [pipe.reason(prompt, own) for prompt, own in zip(prompts, images, strict=True)]
+        assert out.plans == plans
+        by_hand = pipe(plans, generator=seeded_generators(1, 2), output_type="latent")
+        assert torch.equal(out.images, by_hand.images)
+
+    def test_no_plans_without_reasoning(self, small):
+        out = small(PROMPT, RED, output_type="latent")
+        assert out.plans is None and "plans" not in out
+
+    def test_cost_of_a_plan(self, small):
+        plan = a_plan(count=1, subject_images=[RED])
+        assert small.estimate(plan) == small.estimate(plan.prompt, [RED])
+
+
+class TestBoxes:
+    def test_a_reference_is_cut_to_its_planned_box(self, pipe):
+        """RED is 40 x 30: on a square the paper above and below it is an eighth of the side each."""
+        square = pipe.config.reference_shape == "square"
+        box = (26, 26, 99, 74) if square else (26, 17, 99, 83)
+        plan = a_plan(box=box, subject_images=[RED])
+        by_hand = Subject(RED, box=(10, 5, 40, 25))
+        assert torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, by_hand))
+        assert not torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, RED))
+
+    def test_what_the_user_cut_out_stays(self, pipe):
+        own = Subject(RED, box=(0, 0, 20, 20))
+        plan = a_plan(box=(25, 25, 100, 75), subject_images=[own])
+        assert torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, own))
+
+    def test_a_box_edited_after_reasoning(self, small, monkeypatch, whole_boxes):
+        plan = small.reason(PROMPT, RED).replace_subject(1, box=(26, 26, 99, 74))
+        counter = Counter(small, monkeypatch)
+        assert torch.equal(latents(small, plan), latents(small, plan.prompt, Subject(RED, box=(10, 5, 40, 25))))
+        assert counter.read == 2  # another picture than was read: once for the plan, once by hand
+
+    def test_nearly_all_is_not_cut(self, small):
+        plan = a_plan(box=(2, 0, 100, 100), subject_images=[RED])
+        assert torch.equal(latents(small, plan), latents(small, plan.prompt, RED))
+
+    def test_a_box_of_nothing_but_paper(self, small):
+        with pytest.raises(ValueError, match=r"box=\(0, 0, 100, 9\) of image 1 shows nothing.*replace_subject\(1"):
+            small(a_plan(box=(0, 0, 100, 9), subject_images=[RED]))
+
+    def test_a_name_is_a_number_for_the_plan(self, small, whole_boxes):
+        named = [Subject(RED, name="mug"), Subject(TALL, name="hat")]
+        plan = small.reason("the hat on red", named)
+        assert plan.asked == "the hat on red"
+        assert plan.replace(asked="") == small.reason("the hat of image 2 on red", [RED, TALL]).replace(asked="")
+        edited = plan.replace(prompt="the hat on blue")
+        assert torch.equal(latents(small, edited), latents(small, "the hat of image 1 on blue", TALL))
+
+
+class TestNoPlan:
+    def test_too_few_tokens(self, pipe):
+        with pytest.raises(PlanError, match=r"no end after max_new_tokens=7: give more.*It wrote: '<subj") as refused:
+            pipe.reason(PROMPT, RED, max_new_tokens=7)
+        assert "<subject>name:".startswith(refused.value.written) and refused.value.written
+
+    def test_too_few_positions(self):
+        pipe = tiny_pipeline(plan_instruction="")
+        pipe.mllm = tiny_mllm(max_position_embeddings=60)
+        with pytest.raises(PlanError, match=r"tokens, all that the MLLM has positions for: use fewer references"):
+            pipe.reason(PROMPT, RED)
+
+    def test_a_text_that_contradicts_itself(self, small, monkeypatch):
+        """The grammar cannot count: a prompt about an image that is not there is written and refused."""
+        monkeypatch.setattr(grammar, "_words", lambda at_most, without: "image 9")
+        with pytest.raises(PlanError, match=r"speaks of 'image 9'.*1 reference") as refused:
+            small.reason(PROMPT, RED)
+        assert refused.value.written.endswith("<prompt>image 9</prompt>")
+
+    def test_interrupted(self, pipe):
+        heard = []
+
+        def stop(pipeline, written):
+            heard.append(written)
+            pipeline._interrupt = len(heard) == 11
+
+        with pytest.raises(PlanError, match="interrupted after 11 tokens") as stopped:
+            pipe.reason(PROMPT, RED, callback_on_token=stop)
+        assert stopped.value.written == heard[-1] and heard[-1].startswith(heard[3])
+        assert pipe.reason(PROMPT, RED) == pipe.reason(PROMPT, RED, callback_on_token=lambda *_: None)
+
+    def test_ctrl_c_leaves_the_subjects_as_they_were(self, pipe):
+        subject = pipe.encode_subjects(RED)
+        before = pipe.reason(PROMPT, subject)
+
+        def stop(pipeline, written):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pipe.reason("another", subject, callback_on_token=stop)
+        assert pipe.reason(PROMPT, subject) == before
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "options", "words"),
+        [
+            (("",), {}, "empty"),
+            (([PROMPT, PROMPT],), {}, r"one string.*reasoning=True"),
+            ((PROMPT, [RED] * 4), {}, "4 references.*at most 3"),
+            ((PROMPT, "none.png"), {}, "none.png"),
+            ((PROMPT,), {"max_new_tokens": 0}, "max_new_tokens=0"),
+            ((PROMPT,), {"max_new_tokens": True}, "max_new_tokens=True"),
+            ((PROMPT,), {"temperature": -1.0}, "temperature=-1.0"),
+            ((PROMPT,), {"generator": torch.Generator()}, "temperature above 0"),
+        ],
+    )
+    def test_before_anything_is_read(self, small, monkeypatch, arguments, options, words):
+        monkeypatch.setattr(SubjectPipeline, "encode_subjects", lambda *_: pytest.fail("work has begun"))
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            small.reason(*arguments, **options)
+
+    @pytest.mark.parametrize(
+        ("prompt", "options", "words"),
+        [
+            (a_plan(), {}, r"0 references.*1 subjects.*pipe\(plan, subject_images\)"),
+            (a_plan(), {"subject_images": [RED, BLUE]}, "2 references.*1 subjects"),
+            ([a_plan(subject_images=[RED]), PROMPT], {}, "1 of 2 prompts are plans"),
+            (a_plan(subject_images=[RED]), {"reasoning": True}, "reasoning=True with a plan"),
+            (PROMPT, {"reasoning": True, "height": 60}, "64x60"),
+        ],
+    )
+    def test_of_a_call(self, small, monkeypatch, prompt, options, words):
+        monkeypatch.setattr(SubjectPipeline, "adapters", lambda *_: pytest.fail("work has begun"))
+        with pytest.raises(ValueError, match=words):
+            small(prompt, **options)
+
+    def test_subjects_of_another_model(self, small):
+        other = reasoning_pipeline()
+        with torch.no_grad():
+            next(other.mllm.parameters()).add_(1e-3)
+        with pytest.raises(ValueError, match="different model"):
+            small.reason(PROMPT, other.encode_subjects(RED))

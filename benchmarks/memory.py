@@ -28,7 +28,7 @@ from subjectgen import SubjectPipeline, SubjectProcessor
 from subjectgen.load import recipe
 from subjectgen.weights import find_folder
 
-PROMPT = "the bag of image 1 on a wooden table in the sun, with flowers beside it and a window behind"
+PROMPT = "the leather bag on a wooden table in the sun, with flowers beside it and a window behind"
 CASES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (  # model, its settings, arguments of the call
     ("flux-internvl3", {}, {}),
     ("flux-internvl3", {}, {"num_images_per_prompt": 2}),

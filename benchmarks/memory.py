@@ -230,7 +230,9 @@ def prepared(network: nn.Module) -> nn.Module:
         return network.to_empty(device="cuda").eval()
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(Shaped(weight.detach(), counts=False), requires_grad=False))
+            compared = name == "null_pooled"  # by its numbers, of which there must be some
+            value = torch.zeros_like(weight, device=CPU) if compared else Shaped(weight.detach(), counts=False)
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, Shaped(buffer, counts=False))
     return network.eval()

@@ -313,7 +313,7 @@ class SubjectPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "b c h w"]:
         """Noise -> latents under the conditions of each picture."""
         grid = (noise.shape[-2] // denoiser.patch, noise.shape[-1] // denoiser.patch)
-        nothing = noise.new_zeros(0) if self.aggregator is None else self.aggregator.pooled_of_nothing()
+        nothing = torch.zeros(0) if self.aggregator is None else self.aggregator.pooled_of_nothing()
         schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], noise.device)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as bar:  # type: ignore[call-arg]  (hidden by a decorator)

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from subjectgen import hub
 from subjectgen.backbones import ADAPTERS, adapter_of
 from subjectgen.quantization import check_saved
-from subjectgen.strict import check_classes, check_complete
+from subjectgen.strict import check_classes, check_complete, check_configured
 from subjectgen.weights import verify
 
 Pipeline = TypeVar("Pipeline", bound="SavedPipeline")
@@ -31,6 +31,7 @@ class SavedPipeline(DiffusionPipeline):
             folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
             verify(folder)
             check_classes(folder)
+            check_configured(*(folder / part for part in ADAPTERS.keys() - kwargs.keys()))
             check_saved(name, folder, quantised_again=kwargs.get("quantization_config") is not None)
             pipe = super().from_pretrained(folder, **kwargs)
             check_complete(pipe.components, folder, passed=kwargs)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_pipeline import reasoning_pipeline
+from tiny_pipeline import reasoning_pipeline, shorten_plans
 from tiny_subjects import cutout_folder
 
 from subjectgen import Plan, PlannedSubject
@@ -76,8 +76,9 @@ def test_the_truth_is_right_and_other_scenes_are_not(benchmark):
             assert not benchmark.scene_right(question, rendered(benchmark, question, scene.with_place(place)))
 
 
-def test_end_to_end(folder, tmp_path):
+def test_end_to_end(folder, tmp_path, monkeypatch):
     """Random weights: every plan parses, hardly anything is right, and all files are there."""
+    shorten_plans(monkeypatch)
     figures = evaluate(reasoning_pipeline(image_size=128), 2, 3, tmp_path, folder)
     assert figures["plans parsed"] == 100
     assert json.loads((tmp_path / "table.json").read_text()) == {**figures, "prompts": 2, "riddles": 3}

@@ -30,12 +30,12 @@ from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
 from subjectgen.quantization import check_saved
-from subjectgen.reasoning.afterthought import Afterthought
 from subjectgen.reasoning.instruction import INSTRUCTION
 from subjectgen.reasoning.judges import Score
 from subjectgen.reasoning.paint import as_painted, plans_of, with_references
 from subjectgen.reasoning.plan import Plan
 from subjectgen.reasoning.reason import OnToken, Writing, reason
+from subjectgen.reasoning.refine import Refinement
 from subjectgen.reasoning.reflect import REFLECT_SIGMA, Reflection, Round
 from subjectgen.references import read_images
 from subjectgen.request import Limits, Request, ResolvedRequest, draw_noise, one_of_two, resolve
@@ -205,26 +205,26 @@ class SubjectPipeline(DiffusionPipeline):
             )
         )
         _check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        after = Afterthought(judge=judge, reflection=Reflection(rounds=reflect, sigma=reflect_sigma))
+        refinement = Refinement(judge=judge, reflection=Reflection(rounds=reflect, sigma=reflect_sigma))
         resolved = self._resolve(request)
         noise = draw_noise(request, resolved, self.limits)
         self._interrupt = False
-        if (planned := after.planned(self, request, reasoning)) is not request:
+        if (planned := refinement.planned(self, request, reasoning)) is not request:
             request, resolved = planned, self._resolve(planned)
 
         painted = self._paint(resolved, noise, callback_on_step_end)
-        thought = after(self, request, resolved, painted, callback_on_step_end)
-        images = to_image(self.vae, thought.latents, resolved.output_type)
+        refined = refinement(self, request, resolved, painted, callback_on_step_end)
+        images = to_image(self.vae, refined.latents, resolved.output_type)
         if not return_dict:
             return (images,)
         return SubjectPipelineOutput(
             images=images,
             bindings=resolved.bindings,
             plans=plans_of(request.prompt),
-            scores=thought.choice.scores,
-            kept=thought.choice.kept if thought.choice.scores else None,
-            noise=noise[thought.choice.rows],
-            rounds=thought.rounds,
+            scores=refined.choice.scores,
+            kept=refined.choice.kept if refined.choice.scores else None,
+            noise=noise[refined.choice.rows],
+            rounds=refined.rounds,
         )
 
     @recoverable

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from subjectgen.backbones import Reader
@@ -67,7 +66,6 @@ def departures_grammar(respects: Sequence[str]) -> str:
     return "start: " + " | ".join(f'"{answer}"' for answer in (NOTHING, *some))
 
 
-@torch.no_grad()
 def views(pipe: "SubjectPipeline", plan: Plan, pictures: Sequence[Image.Image]) -> Iterator[View]:
     """Each picture behind the references of its plan, which are read once at most."""
     reader, _ = pipe.adapters()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thought:
+class Refined:
     """Latents of the pictures that are left, and how they came to be."""
 
     latents: Float[Tensor, "pictures c h w"]
@@ -28,7 +28,7 @@ class Thought:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Afterthought:
+class Refinement:
     """What was asked to be done with painted pictures. `judge` None: the MLLM, where there is a choice."""
 
     judge: Any
@@ -54,16 +54,16 @@ class Afterthought:
         resolved: ResolvedRequest,
         latents: Float[Tensor, "candidates c h w"],
         on_step_end: "Callback | None",
-    ) -> Thought:
+    ) -> Refined:
         """The pictures that are left of the candidates; the first ones, unjudged, after an interruption."""
         choice = self._choice(pipe, request, resolved, latents)
         latents = latents[choice.rows]
         if pipe.interrupt or not self.reflection.rounds:
-            return Thought(latents=latents, choice=choice)
+            return Refined(latents=latents, choice=choice)
         generators = generators_of(request.generator, resolved.num_pictures)
         kept = [generators[row] for row in choice.rows]
         latents, rounds = reflect(pipe, self.reflection, request, latents, kept, on_step_end)
-        return Thought(latents=latents, choice=choice, rounds=rounds)
+        return Refined(latents=latents, choice=choice, rounds=rounds)
 
     def _choice(
         self,

@@ -352,7 +352,7 @@ class SubjectPipeline(DiffusionPipeline):
         conditions: Sequence[Condition],
         negatives: Sequence[Condition],
         on_step_end: Callback | None,
-        start: Number,
+        start: Number = 1.0,
     ) -> Float[Tensor, "b c h w"]:
         """Noise -> latents under the conditions of each picture."""
         grid = (noise.shape[-2] // denoiser.patch, noise.shape[-1] // denoiser.patch)

@@ -307,8 +307,8 @@ class TestReason:
         assert painter.calls[0].best_of == 3 and painter.calls[0].num_images_per_prompt == 2
         assert [generator.initial_seed() for generator in painter.calls[0].generator] == [7, 8, 9, 10, 11, 12]
         assert output.splitlines()[-8:] == [
-            "a-1.png  (seed 9)", *(f"  seed {6 + k}: {k}.000 (prompt {k}.000)" for k in (1, 2, 3)),
-            "a-2.png  (seed 12)", *(f"  seed {9 + k}: {k}.000 (prompt {k}.000)" for k in (1, 2, 3)),
+            "a-1.png  (seed 9)", *(f"  seed {6 + k}: {k} (prompt {k})" for k in (1, 2, 3)),
+            "a-2.png  (seed 12)", *(f"  seed {9 + k}: {k} (prompt {k})" for k in (1, 2, 3)),
         ]  # fmt: skip
         assert str(PLAN) in output
         with Image.open("a-2.png") as written:

@@ -236,7 +236,7 @@ class TestScore:
     def test_total(self):
         assert Score(subject=0.5, prompt=0.25).total == 0.125
         assert Score(prompt=0.25).total == 0.25 and Score(subject=3).total == 3
-        assert str(Score(subject=0.5, prompt=0.25)) == "0.125 (subject 0.500, prompt 0.250)"
+        assert str(Score(subject=0.5, prompt=0.25)) == "0.125 (subject 0.5, prompt 0.25)"
 
     @pytest.mark.parametrize(
         ("parts", "words"),

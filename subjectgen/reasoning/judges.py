@@ -44,7 +44,7 @@ class Score:
 
     def __str__(self) -> str:
         parts = {"subject": self.subject, "prompt": self.prompt}
-        return f"{self.total:.3f} ({', '.join(f'{k} {v:.3f}' for k, v in parts.items() if v is not None)})"
+        return f"{self.total:.3g} ({', '.join(f'{k} {v:.3g}' for k, v in parts.items() if v is not None)})"
 
 
 # Scores pictures of one prompt, given the plan that was painted (the prompt if there was none) and the pictures of the

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from test_judge import RED, TALL, a_plan, qwen_pipeline
 from tiny_pipeline import reasoning_pipeline, seeded_generators, shorten_plans
+from tiny_plans import RED, TALL, a_plan
+from tiny_qwen import reasoning_qwen_pipeline
 
 from subjectgen import MllmJudge, Score, Subject, SubjectPipeline
 from subjectgen.models.vae import pixels_from_latents
@@ -20,22 +21,15 @@ def short_plans(monkeypatch):
     monkeypatch.setattr(grammar, "_box_rules", lambda: 'box: "0 0 100 100"')
 
 
-def quiet(make):
-    pipe = make()
-    pipe.set_progress_bar_config(disable=True)
-    pipe.register_to_config(plan_instruction="")
-    return pipe
-
-
-@pytest.fixture(scope="module", params=[reasoning_pipeline, qwen_pipeline], ids=["internvl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=[reasoning_pipeline, reasoning_qwen_pipeline], ids=["internvl", "qwen3_vl"])
 def pipe(request):
-    return quiet(request.param)
+    return request.param()
 
 
 @pytest.fixture(scope="module")
 def small():
     """For what does not depend on the family."""
-    return quiet(reasoning_pipeline)
+    return reasoning_pipeline()
 
 
 class Judge:

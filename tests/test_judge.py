@@ -10,37 +10,22 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import seeded, tiny_processor, tiny_tokenizer
 from tiny_pipeline import picture, reasoning_pipeline
-from tiny_qwen import SYSTEM_AND_USER, lively, tiny_qwen_pipeline
+from tiny_plans import RED, TALL, a_plan
+from tiny_qwen import SYSTEM_AND_USER, reasoning_qwen_pipeline
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from subjectgen import ClipDinoJudge, MllmJudge, Plan, PlannedSubject, Score, Subject
+from subjectgen import ClipDinoJudge, MllmJudge, Score, Subject
 from subjectgen.masks import read_mask
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.reasoning.view import departures_grammar, views
 from subjectgen.weights import WeightsError
 
-RED, TALL, PAINTED = picture("red"), picture("green", size=(30, 60)), picture("blue", size=(64, 64))
+PAINTED = picture("blue", size=(64, 64))
 QUESTION = "Is this the scene of image 3: red plain? Answer yes or no."
 
 
-def a_plan(count=2, prompt="image 1 and image 2", **values):
-    names = ("cat", "hat", "mug")
-    subjects = tuple(
-        PlannedSubject(name=name, colours=("red", "blue"), box=(0, 0, 100, 100), pose="upright", ground="white")
-        for name in names[:count]
-    )
-    words = {"scene": "red plain", "view": "1 of image 1 top", "pose": "image 1 upright", "changes": "ground"}
-    return Plan(subjects=subjects, prompt=prompt, **{**words, "keeps": "shape", "asked": "x", **values})
-
-
-def qwen_pipeline():
-    pipe = tiny_qwen_pipeline()
-    lively(pipe.mllm)
-    return pipe
-
-
-@pytest.fixture(scope="module", params=[reasoning_pipeline, qwen_pipeline], ids=["internvl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=[reasoning_pipeline, reasoning_qwen_pipeline], ids=["internvl", "qwen3_vl"])
 def pipe(request):
     return request.param()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_mllm
 from tiny_pipeline import picture, reasoning_pipeline, seeded_generators, shorten_plans, tiny_pipeline
-from tiny_qwen import SYSTEM_AND_USER, lively, tiny_qwen_mllm, tiny_qwen_pipeline, tiny_qwen_processor
+from tiny_qwen import SYSTEM_AND_USER, lively, reasoning_qwen_pipeline, tiny_qwen_mllm, tiny_qwen_processor
 from transformers import GenerationConfig
 
 from subjectgen import Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
@@ -29,14 +29,7 @@ def whole_boxes(monkeypatch):
     monkeypatch.setattr(grammar, "_box_rules", lambda: 'box: "0 0 100 100"')
 
 
-def qwen_pipeline(**settings):
-    pipe = tiny_qwen_pipeline(**{"plan_instruction": "", **settings})
-    lively(pipe.mllm)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-PIPELINES = {"internvl": reasoning_pipeline, "qwen3_vl": qwen_pipeline}
+PIPELINES = {"internvl": reasoning_pipeline, "qwen3_vl": reasoning_qwen_pipeline}
 
 
 @pytest.fixture(scope="module", params=PIPELINES)

@@ -147,6 +147,14 @@ def lively(mllm):
     return mllm
 
 
+def reasoning_qwen_pipeline(**settings):
+    """Its MLLM is asked for plans by prompts alone."""
+    pipe = tiny_qwen_pipeline(**{"plan_instruction": "", **settings})
+    lively(pipe.mllm)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def tiny_qwen_components():
     processor = tiny_qwen_processor()
     return {

@@ -28,7 +28,7 @@ from subjectgen import SubjectPipeline, SubjectProcessor
 from subjectgen.load import recipe
 from subjectgen.weights import find_folder
 
-PROMPT = "the bag of image 1 on a wooden table in the sun, with flowers beside it and a window behind"
+PROMPT = "the leather bag on a wooden table in the sun, with flowers beside it and a window behind"
 CASES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (  # model, its settings, arguments of the call
     ("flux-internvl3", {}, {}),
     ("flux-internvl3", {}, {"num_images_per_prompt": 2}),
@@ -230,7 +230,9 @@ def prepared(network: nn.Module) -> nn.Module:
         return network.to_empty(device="cuda").eval()
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(Shaped(weight.detach(), counts=False), requires_grad=False))
+            compared = name == "null_pooled"  # by its numbers, of which there must be some
+            value = torch.zeros_like(weight, device=CPU) if compared else Shaped(weight.detach(), counts=False)
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, Shaped(buffer, counts=False))
     return network.eval()

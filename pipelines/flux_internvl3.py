@@ -25,7 +25,7 @@ from subjectgen.extras import require
 from subjectgen.hub import fetch, loading
 from subjectgen.lora import LoraSettings, add_identity
 from subjectgen.quantization import quantization_configs
-from subjectgen.strict import check_complete, check_network
+from subjectgen.strict import check_complete, check_configured, check_network
 
 FLUX, FLUX_COMMIT = "black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"
 INTERNVL, INTERNVL_COMMIT = "OpenGVLab/InternVL3-8B-hf", "259a3b64a14623c0ec91a045cb43f7c5af5fa6af"
@@ -71,6 +71,7 @@ def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype, quantization: 
     internvl = fetch(INTERNVL, ["*.safetensors", "*.json", "*.jinja", "*.txt"], INTERNVL_COMMIT)
     quantised = quantization_configs(quantization, dtype)
     with loading(FLUX):
+        check_configured(flux / "transformer", flux / "vae")
         transformer = FluxTransformer2DModel.from_pretrained(
             flux / "transformer", torch_dtype=dtype, quantization_config=quantised.get("transformer")
         )
@@ -78,6 +79,7 @@ def assemble(aggregator: DualLayerAggregator, dtype: torch.dtype, quantization: 
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(flux / "scheduler")
         check_complete({"transformer": transformer, "vae": vae}, flux)
     with loading(INTERNVL):
+        check_configured(internvl)
         mllm = InternVLForConditionalGeneration.from_pretrained(
             internvl, dtype=dtype, quantization_config=quantised.get("mllm")
         )

@@ -24,7 +24,7 @@ from subjectgen import SubjectPipeline
 from subjectgen.extras import require
 from subjectgen.hub import fetch, loading
 from subjectgen.quantization import quantization_configs
-from subjectgen.strict import check_complete, check_network
+from subjectgen.strict import check_complete, check_configured, check_network
 
 require("qwen", "diffusers>=0.41")  # the first with these classes
 from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel  # noqa: E402
@@ -51,6 +51,7 @@ def load(dtype: torch.dtype = torch.bfloat16, quantization: str = "none") -> Sub
     folder = fetch(REPO, [f"{part}/*" for part in PARTS], REVISION)
     quantised = quantization_configs(quantization, dtype)
     with loading(REPO):
+        check_configured(folder / "text_encoder", folder / "transformer", folder / "vae")
         mllm = Qwen3VLForConditionalGeneration.from_pretrained(
             folder / "text_encoder", dtype=dtype, quantization_config=quantised.get("mllm")
         )

@@ -20,7 +20,8 @@ def require(extra: str, *packages: str) -> None:
             f"Install them with `pip install 'subjectgen[{extra}]'`."
         )
     for each in requirements:
-        _check_version(extra, each)
+        if each.specifier:
+            _check_version(extra, each)
 
 
 def _check_version(extra: str, requirement: Requirement) -> None:

@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from os import PathLike
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from subjectgen import batch, hub
-from subjectgen.backbones import ADAPTERS, Denoiser, Reader, Transformer, adapter_of, denoiser_of, reader_of
+from subjectgen import batch
+from subjectgen.backbones import Denoiser, Reader, Transformer, denoiser_of, reader_of
 from subjectgen.binding import Binding
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
@@ -29,7 +26,6 @@ from subjectgen.memory import recoverable
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
-from subjectgen.quantization import check_saved
 from subjectgen.reasoning.instruction import INSTRUCTION
 from subjectgen.reasoning.judges import Score
 from subjectgen.reasoning.paint import as_painted, plans_of, with_references
@@ -39,10 +35,9 @@ from subjectgen.reasoning.refine import Refinement
 from subjectgen.reasoning.reflect import REFLECT_SIGMA, Reflection, Round
 from subjectgen.references import read_images
 from subjectgen.request import Limits, Request, ResolvedRequest, draw_noise, one_of_two, resolve
-from subjectgen.strict import check_classes, check_complete
+from subjectgen.saved import SavedPipeline
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import Condition
-from subjectgen.weights import verify
 
 CONDITIONS = ("joint", "cached")  # how a checkpoint's conditions attend, see FluxDenoiser
 REFERENCE_SHAPES = ("square", "own")
@@ -71,7 +66,7 @@ class SubjectPipelineOutput(BaseOutput):
     rounds: list[Round] | None = None
 
 
-class SubjectPipeline(DiffusionPipeline):
+class SubjectPipeline(SavedPipeline):
     """A picture of your subject in the scene you describe.
 
     An MLLM reads prompt and references together, all its layers are fused into semantic tokens, VAE latents of the
@@ -356,7 +351,7 @@ class SubjectPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "b c h w"]:
         """Noise -> latents under the conditions of each picture."""
         grid = (noise.shape[-2] // denoiser.patch, noise.shape[-1] // denoiser.patch)
-        nothing = noise.new_zeros(0) if self.aggregator is None else self.aggregator.pooled_of_nothing()
+        nothing = torch.zeros(0) if self.aggregator is None else self.aggregator.pooled_of_nothing()
         schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], noise.device, start)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
@@ -385,54 +380,6 @@ class SubjectPipeline(DiffusionPipeline):
 
         return after_step
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> "SubjectPipeline":
-        """As of every DiffusionPipeline; but strict, and what a manifest speaks of is checked. Raises WeightsError."""
-        name = str(pretrained_model_name_or_path)
-        with hub.loading(name):
-            index = hub.read_index(name, cls.__name__, **kwargs)
-            for part in ADAPTERS.keys() - kwargs.keys():
-                adapter_of(part, index[part][1])
-            folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
-            verify(folder)
-            check_classes(folder)
-            check_saved(name, folder, quantised_again=kwargs.get("quantization_config") is not None)
-            pipe = super().from_pretrained(folder, **kwargs)
-            check_complete(pipe.components, folder, passed=kwargs)
-        pipe.register_to_config(_name_or_path=name)
-        return pipe
-
-    def save_pretrained(  # type: ignore[override]  (without flashpack)
-        self,
-        save_directory: str | PathLike,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        **hub_options: Any,
-    ) -> None:
-        """As of every DiffusionPipeline, with `pipeline.py` and a model card; `hub_options` as of `push_to_hub`."""
-        _check_no_lora(self.transformer)
-        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size)
-        hub.write_repository_files(self, Path(save_directory))
-        if push_to_hub:
-            hub.upload(Path(save_directory), **{"repo_id": Path(save_directory).name, **hub_options})
-
-    def push_to_hub(  # type: ignore[override]  (a pipeline is a whole repository, no subfolder of one)
-        self,
-        repo_id: str,
-        commit_message: str = "Upload SubjectPipeline",
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-    ) -> str:
-        """Save and upload; a model card that the repository already has stays. Returns the commit's URL."""
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization, variant)
-            return hub.upload(Path(folder), repo_id, commit_message, private, token, create_pr)
-
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
@@ -443,12 +390,3 @@ def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected any of {list(known)}")
-
-
-def _check_no_lora(transformer: torch.nn.Module) -> None:
-    names = sorted(getattr(transformer, "peft_config", {}))
-    if names:
-        raise ValueError(
-            f"the transformer has LoRA ({', '.join(names)}), which a saved pipeline cannot hold: expected none. "
-            "Save SubjectAdapter.of(pipe), or merge with transformer.fuse_lora() and transformer.unload_lora()."
-        )

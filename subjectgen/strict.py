@@ -32,6 +32,16 @@ def check_classes(folder: Path) -> None:
                 )
 
 
+def check_configured(*networks: Path) -> None:
+    """Raise FileNotFoundError unless there is a configuration in each network's folder.
+
+    Without one transformers builds the network of its defaults, of billions of weights, before it notices.
+    """
+    for folder in networks:
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"'{folder}' has no config.json")
+
+
 def check_complete(components: Mapping[str, Any], folder: Path, passed: Collection[str] = ()) -> None:
     """Compare each network with its safetensors in `folder`, but for those passed by the caller.
 

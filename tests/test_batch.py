@@ -123,6 +123,15 @@ class TestReadOnce:
 
 
 class TestConditions:
+    @pytest.mark.parametrize("scale", [1.0, 2.5])
+    def test_without_references_the_prompt_is_heard_to_the_end(self, pipe, scale):
+        """Identity alone would be nothing at all: "paper" paints a prompt without references as "faithful" does."""
+        both = [paint(pipe, PROMPTS[0], None, stages=stages, guidance_scale=scale) for stages in ("paper", "faithful")]
+        assert_equal(*both)
+        among_others = paint(pipe, PROMPTS, SUBJECTS, seeds=(1, 2, 0), stages="paper", guidance_scale=scale)
+        alone = paint(pipe, PROMPTS[2], None, stages="faithful", guidance_scale=scale)
+        assert_equal(among_others[2:], alone)
+
     def test_text_only_is_no_references(self, pipe):
         assert torch.equal(paint(pipe, PROMPTS[0]), paint(pipe, PROMPTS[0], []))
         assert torch.equal(paint(pipe, PROMPTS[0]), paint(pipe, PROMPTS[0], [None]))

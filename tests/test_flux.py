@@ -13,7 +13,7 @@ from tiny_flux import CHANNELS, GRID, NULL, WIDTH, identity, noise, semantic, ti
 
 from subjectgen.models.dit import processor
 from subjectgen.models.dit.flux import FluxDenoiser
-from subjectgen.models.dit.kept import joined, key_bias, stacked
+from subjectgen.models.dit.kept import beside_noise, joined, key_bias
 from subjectgen.models.dit.positions import grid_ids, position_features, reference_offsets
 from subjectgen.types import Condition
 
@@ -401,14 +401,17 @@ def test_first_block_cache_skips_steps_but_never_a_reading(mode):
     assert len(runs) == computed
 
 
-def test_stacked_pads_and_shares():
+def test_kept_keys_are_stacked_padded_and_biased():
     denoiser = FluxDenoiser(tiny_flux())
     kept = denoiser.semantic_kv(semantic(4, 1).tokens[None], None, NULL)
-    batch, real = stacked([kept, None, kept.sample(0, 2)])
-    assert real.tolist() == [[True] * 4, [False] * 4, [True, True, False, False]]
-    assert torch.equal(batch.keys[0][0], kept.keys[0][0]) and torch.equal(batch.values[1][2, :2], kept.values[1][0, :2])
-    same, _ = stacked([kept, kept])
-    assert same.keys[0].data_ptr() == kept.keys[0].data_ptr() and len(same.keys[0]) == 2
+    stack, bias = beside_noise([([kept, None, kept.sample(0, 2)], 1.0)], num_noise=3)
+    seen = [[True] * 4, [False] * 4, [True, True, False, False]]
+    assert (bias == 0).tolist() == [[True] * 3 + row for row in seen]
+    assert torch.equal(stack.keys[0][0], kept.keys[0][0]) and torch.equal(stack.values[1][2, :2], kept.values[1][0, :2])
+    assert stack.keys.shape[0] == len(kept.keys) and not stack.keys[:, 1].any()
+    same, bias = beside_noise([([kept, kept], 1.0), ([kept, kept], 1.0)], num_noise=3)
+    assert bias is None
+    assert all(torch.equal(same.keys[1][row], kept.keys[1][0].repeat(2, 1, 1)) for row in range(2))
 
 
 def test_a_lora_reads_a_subject_again():

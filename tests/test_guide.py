@@ -73,7 +73,7 @@ def test_without_references_no_identity_is_empty_text():
     for negative in ("empty_text", "no_identity"):
         assert counted(Guidance(scale=2.5, negative=negative), BOTH, text, text) == 1
         assert counted(Guidance(scale=2.5, negative=negative), BOTH, text, negative_of(text)) == 2
-    assert counted(Guidance(scale=2.5), IDENTITY_ONLY, text, negative_of(text)) == 1
+    assert counted(Guidance(scale=2.5), IDENTITY_ONLY, text, negative_of(text)) == 2  # the prompt acts instead
 
 
 def test_a_negative_that_is_the_prompt_is_not_read():
@@ -121,7 +121,7 @@ def test_shares_add_up_to_one(guidance):
 def test_the_negative_prompt_is_needed_only_where_it_is_read():
     assert needs_negative(resolve_stages("paper"), Guidance(scale=2.5))
     assert not needs_negative(resolve_stages("paper"), Guidance())
-    assert not needs_negative([IDENTITY_ONLY], Guidance(scale=2.5))
+    assert needs_negative([IDENTITY_ONLY], Guidance(scale=2.5))  # by prompts without references
     assert not needs_negative([BOTH], Guidance(scale=2.5, negative="no_condition"))
 
 

@@ -81,8 +81,8 @@ def test_qwen_says_which_diffusers_it_needs(monkeypatch):
 def test_a_checkpoint_of_a_later_diffusers(tmp_path):
     tiny_pipeline().save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    index["transformer"] = ["diffusers", "FluxTransformer9DModel"]
+    index["vae"] = ["diffusers", "AutoencoderOfTomorrow"]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    expected = r"transformer: diffusers \S+ has no FluxTransformer9DModel; .*`pip install --upgrade diffusers`"
+    expected = r"vae: diffusers \S+ has no AutoencoderOfTomorrow; .*`pip install --upgrade diffusers`"
     with pytest.raises(WeightsError, match=expected):
         SubjectPipeline.from_pretrained(tmp_path)

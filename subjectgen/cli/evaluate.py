@@ -34,3 +34,17 @@ def emoji(
         compile=compile,
     )
     evaluate_emoji(pipe, num_prompts=num_prompts, out=out, cutouts=cutouts)
+
+
+@commands.command()
+def reasoning(
+    model: Model = "mini",
+    num_prompts: Annotated[int, typer.Option(min=1, help="Cluttered references to read.")] = 200,
+    num_riddles: Annotated[int, typer.Option(min=1, help="Indirect requests; the paper's set has 350.")] = 350,
+    out: Annotated[Path, typer.Option(help="The folder for the table and the sheet.")] = Path("out/reasoning"),
+    cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
+) -> None:
+    """Measure what reasoning before painting reads, and what it changes, against the truth of the emoji world."""
+    from subjectgen.evaluate.reasoning import evaluate as evaluate_reasoning
+
+    evaluate_reasoning(open_model(model), num_prompts, num_riddles, out, cutouts)

@@ -135,11 +135,11 @@ class Dit:
         )
 
     def step(self, stage: StageEstimate, pictures: int) -> int:
-        """A pass, the one with most conditions: beside the noise, or twice as kept (a block's own, and joined)."""
+        """A pass, the one with most conditions: beside the noise, or kept and joined to a block's own."""
         noise, kept = stage.noise_tokens, max(stage.conditions)
         if self.joint:
             return pictures * (noise + kept) * self.block
-        return pictures * max(noise * self.block, noise * self.attended + 4 * kept * self.width)
+        return pictures * max(noise * self.block, noise * self.attended + 2 * kept * self.width)
 
     def subjects(self, work: Workload) -> int:
         """What is kept of references as long as their subject lives; read twice where they are also read alone."""
@@ -156,7 +156,7 @@ class Dit:
 def sampling(dit: Dit, work: Workload) -> int:
     """The largest of all steps and, if conditions are cached, of what happens before the first step of a stage.
 
-    Then keys and values of all pictures are joined and stacked, pass by pass, beside those of the stage before.
+    Then keys and values of all pictures are stacked, pass by pass, beside those of the stage before.
     """
     base, before, peak = dit.subjects(work) + dit.call(work), 0, 0
     placed = dit.subjects(work) if dit.placed else 0
@@ -164,8 +164,7 @@ def sampling(dit: Dit, work: Workload) -> int:
         if stage.steps == 0:
             continue
         stacks = 0 if dit.joint else dit.kv * work.pictures * sum(stage.conditions)
-        joined = 0 if dit.joint else dit.kv * work.pictures * max(stage.conditions) + placed
-        peak = max(peak, base + before + stacks + joined, base + stacks + dit.step(stage, work.pictures))
+        peak = max(peak, base + before + stacks + placed, base + stacks + dit.step(stage, work.pictures))
         before = stacks
     return peak
 

@@ -140,10 +140,11 @@ def _stages(pipe: "SubjectPipeline", resolved: ResolvedRequest, identity: int) -
     scheduler = pipe.scheduler.from_config(pipe.scheduler.config)  # a call in progress keeps its own
     sigmas = schedule(scheduler, resolved.num_inference_steps, noise).tolist()
     differs = resolved.negative_prompts != resolved.prompts
+    stages = resolved.stages if identity else tuple(each.without_references for each in resolved.stages)
     return count_stages(
-        resolved.stages,
-        split_steps(resolved.stages, sigmas),
-        plans_of(resolved.stages, resolved.guidance, identity, differs),
+        stages,
+        split_steps(stages, sigmas),
+        plans_of(stages, resolved.guidance, identity, differs),
         noise=noise,
         semantic=_most_semantic(pipe, resolved.prompts, resolved.subjects),
         negative=_most_semantic(pipe, resolved.negative_prompts, resolved.subjects),

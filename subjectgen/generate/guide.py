@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -109,7 +110,8 @@ def _merged(shares: Sequence[tuple[Pass, Number]]) -> tuple[Pass, ...]:
 
 def needs_negative(stages: Sequence[Stage], guidance: Guidance) -> bool:
     """Whether any pass of any stage reads the negative prompts."""
-    return any(each.text == "negative" for stage in stages for each in plan(stage, guidance))
+    acting = [each for stage in stages for each in (stage, stage.without_references)]
+    return any(each.text == "negative" for stage in acting for each in plan(stage, guidance))
 
 
 def guided(
@@ -125,35 +127,84 @@ def guided(
     `negatives` are the same conditions with the negative prompt's semantic tokens; the very same tokens where the
     negative prompt is the prompt. They may be empty when `needs_negative` is false.
     """
-    memo = {}  # semantic tokens are read once for all stages
+    memo: dict[Any, Any] = {}  # semantic tokens are read once for all stages
 
     def velocity_for(stage: Stage) -> Velocity:
-        passes = plan(
-            stage,
-            guidance,
-            has_references=any(each.identity is not None and each.identity.tokens for each in conditions),
-            negative_differs=any(a.semantic is not b.semantic for a, b in zip(conditions, negatives, strict=False)),
-        )
-        contexts = [
-            denoiser.prepare(
-                negatives if each.text == "negative" else conditions,
-                grid,
-                each.semantic,
-                each.identity,
-                null_pooled,
-                name=each.name,
-                memo=memo,
-            )
-            for each in passes
-        ]
-
-        def velocity(tokens: Float[Tensor, "b n c"], sigma: Float[Tensor, ""]) -> Float[Tensor, "b n c"]:
-            parts = [
-                each.share * denoiser.velocity(tokens, sigma, context, guidance.embedded)
-                for each, context in zip(passes, contexts, strict=True)
-            ]
-            return reduce(operator.add, parts)
-
-        return velocity
+        parts = []
+        for group, (rows, acting) in enumerate(groups_of(stage, conditions)):
+            given = (_of(conditions, rows), _of(negatives, rows), acting, guidance, grid, null_pooled)
+            parts.append((rows, _velocity(denoiser, *given, memo=memo, group=group)))
+        return parts[0][1] if len(parts) == 1 else _together(parts)
 
     return velocity_for
+
+
+def groups_of(stage: Stage, conditions: Sequence[Condition]) -> list[tuple[list[int], Stage]]:
+    """The pictures of a batch that a stage means the same for: without references none is left to identity alone."""
+    bare = [row for row, each in enumerate(conditions) if not _has_references(each)]
+    if stage.semantic or not bare:
+        return [(list(range(len(conditions))), stage)]
+    others = [row for row in range(len(conditions)) if row not in bare]
+    return [(rows, acting) for rows, acting in ((others, stage), (bare, stage.without_references)) if rows]
+
+
+def _velocity(
+    denoiser,
+    conditions: Sequence[Condition],
+    negatives: Sequence[Condition],
+    stage: Stage,
+    guidance: Guidance,
+    grid: tuple[int, int],
+    null_pooled: Float[Tensor, " pooled"],
+    *,
+    memo: dict[Any, Any],
+    group: int,
+) -> Velocity:
+    """The guided velocity of pictures under a stage."""
+    passes = plan(
+        stage,
+        guidance,
+        has_references=any(map(_has_references, conditions)),
+        negative_differs=any(a.semantic is not b.semantic for a, b in zip(conditions, negatives, strict=False)),
+    )
+    contexts = [
+        denoiser.prepare(
+            negatives if each.text == "negative" else conditions,
+            grid,
+            each.semantic,
+            each.identity,
+            null_pooled,
+            name=f"{each.name} {group}",
+            memo=memo,
+        )
+        for each in passes
+    ]
+
+    def velocity(tokens: Float[Tensor, "b n c"], sigma: Float[Tensor, ""]) -> Float[Tensor, "b n c"]:
+        parts = [
+            each.share * denoiser.velocity(tokens, sigma, context, guidance.embedded)
+            for each, context in zip(passes, contexts, strict=True)
+        ]
+        return reduce(operator.add, parts)
+
+    return velocity
+
+
+def _together(groups: Sequence[tuple[list[int], Velocity]]) -> Velocity:
+    """One velocity of a whole batch, from those of its groups."""
+
+    def velocity(tokens: Float[Tensor, "b n c"], sigma: Float[Tensor, ""]) -> Float[Tensor, "b n c"]:
+        whole = torch.empty_like(tokens)
+        for rows, of_group in groups:
+            whole[rows] = of_group(tokens[rows], sigma)
+        return whole
+
+    return velocity
+
+
+def _of(conditions: Sequence[Condition], rows: Sequence[int]) -> list[Condition]:
+    return [conditions[row] for row in rows] if conditions else []
+
+
+def _has_references(condition: Condition) -> bool:
+    return condition.identity is not None and bool(condition.identity.tokens)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 Number = float | int  # beartype does not take an int for a float
@@ -32,6 +32,11 @@ class Stage:
                 raise ValueError(f"stage {name}={value!r}: expected a number from 0 to 1")
         if self.guidance is not None and not _is_number(self.guidance):
             raise ValueError(f"stage guidance={self.guidance!r}: expected a number, 1 for none, or None for the call's")
+
+    @property
+    def without_references(self) -> "Stage":
+        """The same for a picture that has none: where identity alone was to act, the prompt does."""
+        return replace(self, semantic=self.semantic or 1.0, identity=0.0)
 
 
 STAGE_PRESETS: dict[str, tuple[Stage, ...]] = {

@@ -34,7 +34,8 @@ class KeyValues:
 class StackedKeyValues:
     """The same for sampling, all blocks in one tensor: looked up by tensor, they share one compiled graph.
 
-    Not for training, where the gradient of every lookup would be as large as the stack.
+    Indexed by a number they are not copied. Not for training, where the gradient of every lookup would be as large as
+    the stack.
     """
 
     keys: Float[Tensor, "blocks batch tokens heads dim"]
@@ -44,10 +45,6 @@ class StackedKeyValues:
         """Keys and values of one block."""
         return self.keys.index_select(0, slot).squeeze(0), self.values.index_select(0, slot).squeeze(0)
 
-    @classmethod
-    def of(cls, kept: KeyValues) -> "StackedKeyValues":
-        return cls(keys=torch.stack(kept.keys), values=torch.stack(kept.values))
-
 
 def joined(groups: Sequence[KeyValues]) -> KeyValues:
     """Groups of tokens one after the other, block by block."""
@@ -56,36 +53,43 @@ def joined(groups: Sequence[KeyValues]) -> KeyValues:
     return KeyValues(keys=keys, values=values)
 
 
-def stacked(samples: Sequence[KeyValues | None]) -> tuple[KeyValues, Bool[Tensor, "batch tokens"]]:
-    """Samples of batch 1 (None: no tokens; not all) -> one batch padded with zeros, and which tokens are real."""
-    present = [sample for sample in samples if sample is not None]
-    if all(sample is samples[0] for sample in samples):
-        batch = present[0].each(lambda tensor: tensor.expand(len(samples), -1, -1, -1))
-    else:
-        empty = present[0].each(lambda tensor: tensor[:, :0])
-        filled = [empty if sample is None else sample for sample in samples]
-        keys = tuple(_padded(block) for block in zip(*(sample.keys for sample in filled), strict=True))
-        values = tuple(_padded(block) for block in zip(*(sample.values for sample in filled), strict=True))
-        batch = KeyValues(keys=keys, values=values)
-    lengths = [0 if sample is None else sample.num_tokens for sample in samples]
-    return batch, real_tokens(lengths, batch.keys[0].device)
-
-
 def beside_noise(
     kinds: Sequence[tuple[Sequence[KeyValues | None], float | int]], num_noise: int
 ) -> tuple[StackedKeyValues | None, Float[Tensor, "batch keys"] | None]:
     """Kinds of conditions (a sample per picture, a weight) -> all that noise sees beside itself, and its bias."""
-    groups = [(stacked(samples), weight) for samples, weight in kinds if any(samples)]
+    groups = [(samples, weight) for samples, weight in kinds if any(samples)]
     if not groups:
         return None, None
-    real = groups[0][0][1]
-    noise = real.new_ones(len(real), num_noise)
-    bias = key_bias([(noise, 1.0), *((real, weight) for (_, real), weight in groups)])
-    return StackedKeyValues.of(joined([kept for (kept, _), _ in groups])), bias
+    kept = StackedKeyValues(
+        keys=_stacked([[each and each.keys for each in samples] for samples, _ in groups]),
+        values=_stacked([[each and each.values for each in samples] for samples, _ in groups]),
+    )
+    device = kept.keys.device
+    real = [(real_tokens([each.num_tokens if each else 0 for each in s], device), weight) for s, weight in groups]
+    noise = torch.ones(len(groups[0][0]), num_noise, dtype=torch.bool, device=device)
+    return kept, key_bias([(noise, 1.0), *real])
 
 
-def _padded(block: Sequence[Float[Tensor, "1 _ heads dim"]]) -> Float[Tensor, "batch tokens heads dim"]:
-    return pad_sequence([tensor[0] for tensor in block], batch_first=True)
+def _stacked(
+    groups: Sequence[Sequence[tuple[Tensor, ...] | None]],
+) -> Float[Tensor, "blocks batch tokens heads dim"]:
+    """Keys (or values) of groups of tokens one after the other, block by block into one tensor: they may be large."""
+    num_blocks = len(next(sample for sample in groups[0] if sample is not None))
+    stack = None
+    for index in range(num_blocks):
+        block = torch.cat([_padded([each and each[index] for each in samples]) for samples in groups], dim=1)
+        stack = block.new_empty(num_blocks, *block.shape) if stack is None else stack
+        stack[index] = block
+    assert stack is not None  # a net has blocks
+    return stack
+
+
+def _padded(samples: Sequence[Float[Tensor, "1 _ heads dim"] | None]) -> Float[Tensor, "batch tokens heads dim"]:
+    """One block of samples of batch 1 (None: no tokens; not all), padded with zeros."""
+    if all(sample is samples[0] for sample in samples):
+        return samples[0].expand(len(samples), -1, -1, -1)  # type: ignore[union-attr]
+    empty = next(sample for sample in samples if sample is not None)[:, :0]
+    return pad_sequence([(empty if sample is None else sample)[0] for sample in samples], batch_first=True)
 
 
 def real_tokens(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "batch tokens"]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from einops import rearrange
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
@@ -87,9 +86,9 @@ def _projected(attn, tokens: Tensor, rotary_emb: Tensor, turn: Turn) -> tuple[He
     heads = [
         rearrange(layer(tokens), "b n (h d) -> b n h d", d=attn.inner_dim // attn.heads) for layer in _layers(attn)
     ]
+    rotation = rotary_emb * turn
     query, key = (
-        turned(apply_rotary_emb_qwen(norm(x).to(x.dtype), rotary_emb, use_real=False), turn)  # type: ignore[arg-type]
-        for norm, x in ((attn.norm_q, heads[0]), (attn.norm_k, heads[1]))
+        turned(norm(x).to(x.dtype), rotation) for norm, x in ((attn.norm_q, heads[0]), (attn.norm_k, heads[1]))
     )
     return query, key, heads[2]
 
@@ -105,7 +104,7 @@ def _layers(attn) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 
 def turned(heads: Heads, turn: Turn) -> Heads:
-    """Queries or keys moved by further positions."""
+    """Queries or keys turned to their positions, in float32 as in diffusers."""
     pairs = torch.view_as_complex(rearrange(heads.float(), "b n h (d two) -> b n h d two", two=2).contiguous())
     return torch.view_as_real(pairs * turn[:, :, None]).flatten(3).type_as(heads)
 

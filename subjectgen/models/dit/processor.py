@@ -46,7 +46,7 @@ class BlockProcessor:
             self.slot = self.slot.to(device)
 
     def _kept(self, kept: KeyValues | StackedKeyValues) -> tuple[Heads, Heads]:
-        if isinstance(kept, StackedKeyValues):
+        if isinstance(kept, StackedKeyValues) and torch.compiler.is_compiling():
             return kept.at(self.slot)
         return kept.keys[self.index], kept.values[self.index]
 

@@ -14,7 +14,10 @@ from subjectgen.load import load
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.mllm.processor import SubjectProcessor
 from subjectgen.pipeline import SubjectPipeline, SubjectPipelineOutput
+from subjectgen.reasoning.clip_dino import ClipDinoJudge
+from subjectgen.reasoning.judges import MllmJudge, Score
 from subjectgen.reasoning.plan import Plan, PlanError, PlannedSubject
+from subjectgen.reasoning.reflect import Round
 from subjectgen.subject import Subject
 from subjectgen.weights import WeightsError
 
@@ -24,14 +27,18 @@ LOADABLE_CLASSES.setdefault("subjectgen", {})
 
 __all__ = [
     "Binding",
+    "ClipDinoJudge",
     "DualLayerAggregator",
     "Estimate",
     "Guidance",
+    "MllmJudge",
     "ModelMixin",
     "Plan",
     "PlanError",
     "PlannedSubject",
     "ProcessorMixin",
+    "Round",
+    "Score",
     "Stage",
     "Subject",
     "SubjectAdapter",

@@ -20,16 +20,19 @@ from subjectgen.generate.encode import encode
 from subjectgen.generate.fuse import fuse
 from subjectgen.generate.guide import guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
-from subjectgen.generate.stages import resolve_stages
+from subjectgen.generate.stages import Number, resolve_stages
 from subjectgen.generate.to_image import Pictures, to_image
 from subjectgen.memory import recoverable
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
 from subjectgen.reasoning.instruction import INSTRUCTION
-from subjectgen.reasoning.paint import as_painted, plans_of
+from subjectgen.reasoning.judges import Score
+from subjectgen.reasoning.paint import as_painted, plans_of, with_references
 from subjectgen.reasoning.plan import Plan
-from subjectgen.reasoning.reason import OnToken, Writing, reason, reasoned
+from subjectgen.reasoning.reason import OnToken, Writing, reason
+from subjectgen.reasoning.refine import Refinement
+from subjectgen.reasoning.reflect import REFLECT_SIGMA, Reflection, Round
 from subjectgen.references import read_images
 from subjectgen.request import Limits, Request, ResolvedRequest, draw_noise, one_of_two, resolve
 from subjectgen.saved import SavedPipeline
@@ -48,11 +51,19 @@ class SubjectPipelineOutput(BaseOutput):
     images: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w].
     bindings: for each prompt, which of its phrases stand for which reference.
     plans: one per prompt; None if none was planned.
+    scores: of each picture, those of all its candidates, in the order of their noise; None if none was judged.
+    kept: of each picture, which of its candidates it is, counted from 0; None (the first) if none was judged.
+    noise: [b, c, h, w] that each picture was painted from; `latents=noise` paints the same pictures again alone.
+    rounds: of reflection, the first painting among them; None without it.
     """
 
     images: Pictures
     bindings: tuple[tuple[Binding, ...], ...] = ()
     plans: list[Plan] | None = None
+    scores: list[tuple[Score, ...]] | None = None
+    kept: list[int] | None = None
+    noise: Tensor | None = None
+    rounds: list[Round] | None = None
 
 
 class SubjectPipeline(SavedPipeline):
@@ -131,6 +142,10 @@ class SubjectPipeline(SavedPipeline):
         guidance: Any = None,
         stages: Any = None,
         reasoning: bool = False,
+        best_of: Any = 1,
+        judge: Any = None,
+        reflect: Any = 0,
+        reflect_sigma: Any = REFLECT_SIGMA,
         num_images_per_prompt: Any = 1,
         generator: Any = None,
         latents: Any = None,
@@ -152,6 +167,11 @@ class SubjectPipeline(SavedPipeline):
             `guidance` takes a whole one, with three terms if you like.
         stages: "paper", "free", "faithful" or a list of `Stage`.
         reasoning: plan each prompt first, as `reason` does, and paint the plans.
+        best_of: candidates for each picture, of which the best is kept; what is said per picture of generators and
+            latents is then per candidate.
+        judge: what scores them, see `Judge`: an `MllmJudge` of this pipeline, which plans prompts first, if left out.
+        reflect: how often, at most, pictures are painted again that the MLLM finds to depart from their plans: noised
+            to `reflect_sigma` (1 = noise), with what departs said again in the prompt. Prompts are planned first.
         generator: one (drawn from once per picture, in order) or one per picture.
         latents: noise [pictures, channels, rows, columns] in place of the generators'.
         callback_on_step_end: called as (pipe, step, timestep, {"latents": [b, c, h, w]}); the "latents" of the mapping
@@ -160,41 +180,47 @@ class SubjectPipeline(SavedPipeline):
         Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed; PlanError where
         reasoning came to no plan; OutOfMemory, which leaves the pipeline as it was.
         """
-        request = Request(
-            prompt=prompt,
-            subject_images=one_of_two(subject_images, image),
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            negative=negative,
-            guidance=guidance,
-            stages=stages,
-            generator=generator,
-            latents=latents,
-            num_images_per_prompt=num_images_per_prompt,
-            output_type=output_type,
+        request = with_references(
+            Request(
+                prompt=prompt,
+                subject_images=one_of_two(subject_images, image),
+                height=height,
+                width=width,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                negative_prompt=negative_prompt,
+                negative=negative,
+                guidance=guidance,
+                stages=stages,
+                generator=generator,
+                latents=latents,
+                num_images_per_prompt=num_images_per_prompt,
+                best_of=best_of,
+                output_type=output_type,
+            )
         )
         _check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        refinement = Refinement(judge=judge, reflection=Reflection(rounds=reflect, sigma=reflect_sigma))
         resolved = self._resolve(request)
         noise = draw_noise(request, resolved, self.limits)
         self._interrupt = False
-        if reasoning:
-            request = reasoned(self, request)
-            resolved = self._resolve(request)
+        if (planned := refinement.planned(self, request, reasoning)) is not request:
+            request, resolved = planned, self._resolve(planned)
 
-        reader, denoiser = self.adapters()
-        texts, subjects = zip(*(read := batch.readings(resolved)), strict=True)
-        hidden = encode(reader, texts, batch.prefixes(reader, subjects))
-        semantic = fuse(self.aggregator, hidden)
-        identity = batch.identities(self.vae, denoiser, resolved.subjects, reader.device)
-        conditions = batch.conditions(resolved, read, semantic, identity)
-        painted = self._sample(denoiser, resolved, noise.to(reader.device), *conditions, callback_on_step_end)
-        images = to_image(self.vae, painted, resolved.output_type)
-        plans = plans_of(request.prompt)
-        output = SubjectPipelineOutput(images=images, bindings=resolved.bindings, plans=plans)
-        return output if return_dict else (images,)
+        painted = self._paint(resolved, noise, callback_on_step_end)
+        refined = refinement(self, request, resolved, painted, callback_on_step_end)
+        images = to_image(self.vae, refined.latents, resolved.output_type)
+        if not return_dict:
+            return (images,)
+        return SubjectPipelineOutput(
+            images=images,
+            bindings=resolved.bindings,
+            plans=plans_of(request.prompt),
+            scores=refined.choice.scores,
+            kept=refined.choice.kept if refined.choice.scores else None,
+            noise=noise[refined.choice.rows],
+            rounds=refined.rounds,
+        )
 
     @recoverable
     @torch.no_grad()
@@ -297,6 +323,22 @@ class SubjectPipeline(SavedPipeline):
                 subjects.check(self.fingerprints)
         return resolved
 
+    def _paint(
+        self,
+        resolved: ResolvedRequest,
+        noise: Float[Tensor, "b c h w"],
+        on_step_end: Callback | None,
+        start: Number = 1.0,
+    ) -> Float[Tensor, "b c h w"]:
+        """Noise, or latents noised to the sigma `start` -> latents of the pictures asked for."""
+        reader, denoiser = self.adapters()
+        texts, subjects = zip(*(read := batch.readings(resolved)), strict=True)
+        hidden = encode(reader, texts, batch.prefixes(reader, subjects))
+        semantic = fuse(self.aggregator, hidden)
+        identity = batch.identities(self.vae, denoiser, resolved.subjects, reader.device)
+        conditions = batch.conditions(resolved, read, semantic, identity)
+        return self._sample(denoiser, resolved, noise.to(reader.device), *conditions, on_step_end, start)
+
     def _sample(
         self,
         denoiser: Denoiser,
@@ -305,11 +347,12 @@ class SubjectPipeline(SavedPipeline):
         conditions: Sequence[Condition],
         negatives: Sequence[Condition],
         on_step_end: Callback | None,
+        start: Number = 1.0,
     ) -> Float[Tensor, "b c h w"]:
         """Noise -> latents under the conditions of each picture."""
         grid = (noise.shape[-2] // denoiser.patch, noise.shape[-1] // denoiser.patch)
         nothing = torch.zeros(0) if self.aggregator is None else self.aggregator.pooled_of_nothing()
-        schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], noise.device)
+        schedule(self.scheduler, resolved.num_inference_steps, grid[0] * grid[1], noise.device, start)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
             tokens = sample(

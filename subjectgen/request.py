@@ -38,6 +38,7 @@ class Request:
     generator: Any = None
     latents: Any = None
     num_images_per_prompt: Any = 1
+    best_of: Any = 1
     output_type: Any = "pil"
 
 
@@ -72,7 +73,7 @@ class ResolvedRequest:
     num_inference_steps: int
     guidance: Guidance
     stages: tuple[Stage, ...]
-    num_images_per_prompt: int
+    num_images_per_prompt: int  # all that are painted, candidates among them
     output_type: OutputType
 
     @property
@@ -100,7 +101,8 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
         num_inference_steps=_count(steps, "num_inference_steps"),
         guidance=_guidance(request, limits),
         stages=resolve_stages(limits.stages if request.stages is None else request.stages),
-        num_images_per_prompt=_count(request.num_images_per_prompt, "num_images_per_prompt"),
+        num_images_per_prompt=_count(request.num_images_per_prompt, "num_images_per_prompt")
+        * _count(request.best_of, "best_of"),
         output_type=_output_type(request.output_type),
     )
 
@@ -193,9 +195,13 @@ def draw_noise(request: Request, resolved: ResolvedRequest, limits: Limits) -> F
     shape = (limits.latent_channels, resolved.height // unit, resolved.width // unit)
     if request.latents is not None:
         return _given_noise(request.latents, (resolved.num_pictures, *shape))
-    generators = _generators(request.generator, resolved.num_pictures)
-    draws = [torch.randn(shape, generator=generator, device=generator.device) for generator in generators]
-    return torch.stack([draw.cpu() for draw in draws])
+    return draw(generators_of(request.generator, resolved.num_pictures), shape)
+
+
+def draw(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Float[Tensor, "pictures ..."]:
+    """One draw of noise of each, on the CPU."""
+    draws = [torch.randn(*shape, generator=generator, device=generator.device) for generator in generators]
+    return torch.stack([each.cpu() for each in draws])
 
 
 def _given_noise(latents: Any, shape: tuple[int, ...]) -> Tensor:
@@ -205,7 +211,8 @@ def _given_noise(latents: Any, shape: tuple[int, ...]) -> Tensor:
     return latents
 
 
-def _generators(generator: Any, num_pictures: int) -> list[torch.Generator]:
+def generators_of(generator: Any, num_pictures: int) -> list[torch.Generator]:
+    """The one that each picture draws from. Raises ValueError for another number of them."""
     if generator is None:
         return [torch.Generator().manual_seed(int(seed)) for seed in torch.randint(2**63 - 1, (num_pictures,))]
     if isinstance(generator, torch.Generator):

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
+from subjectgen.evaluate.emoji import NUM_SUBJECTS, EmojiBenchmark
 from subjectgen.load import recipe
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -150,3 +151,12 @@ def test_a_whole_run_at_toy_size(backbones, sides):
     rows = [line for line in lines if line.startswith("| 1 of 32 px")]
     assert len(rows) == 4  # two guidances in two tables
     assert any("never slower than diffusers" in line for line in lines)
+
+
+def test_less_of_the_first_picture_stays_from_a_higher_sigma(tmp_path):
+    reflection = script("reflection")
+    benchmark = EmojiBenchmark(4, cutout_folder(tmp_path / "cutouts", seen=3, unseen=NUM_SUBJECTS))
+    rows = reflection.compare(tiny_pipeline(), benchmark, steps=3, sigmas=(0.01, 0.5, 1.0))
+    stays = [row["stays"] for row in rows.values()]
+    assert list(rows) == [0.01, 0.5, 1.0] and stays == sorted(stays, reverse=True) and stays[0] > stays[-1] + 3
+    assert all(0 <= row[name] <= 100 for row in rows.values() for name in ("ground", "place", "identity"))

@@ -21,7 +21,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import subjectgen
-from subjectgen import Plan, PlanError, PlannedSubject, SubjectPipeline
+from subjectgen import Plan, PlanError, PlannedSubject, Round, Score, SubjectPipeline
 from subjectgen.cli import app
 from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
@@ -61,8 +61,16 @@ class Painter:
         if self.error:
             raise self.error
         colours = [torch.randint(256, (3,), generator=generator).tolist() for generator in options["generator"]]
-        plans = [prompt] if isinstance(prompt, Plan) else [PLAN] if options["reasoning"] else None
-        return SimpleNamespace(images=[Image.new("RGB", (8, 8), tuple(colour)) for colour in colours], plans=plans)
+        images = [Image.new("RGB", (8, 8), tuple(colour)) for colour in colours]
+        count, rounds = options.get("best_of", 1), options.get("reflect", 0)
+        thinks = options.get("reasoning") or count > 1 or rounds
+        return SimpleNamespace(
+            images=images[count - 1 :: count],  # the last candidate is the best
+            plans=[prompt] if isinstance(prompt, Plan) else [PLAN] if thinks else None,
+            kept=[count - 1] * (len(images) // count) if count > 1 else None,
+            scores=[tuple(Score(prompt=k + 1) for k in range(count))] * (len(images) // count) if count > 1 else None,
+            rounds=[Round(images=images, departures=[("scene", "pose"), ()])] * (rounds + 1) if rounds else None,
+        )
 
     def reason(self, prompt: str, subjects: Any, **options: Any) -> Plan:
         self.calls.append(SimpleNamespace(prompt=prompt, subjects=subjects, **options))
@@ -293,6 +301,32 @@ class TestReason:
         assert call.prompt == PLAN and len(call.subjects) == 1 and not call.reasoning
         assert Plan.from_json(Image.open("out.png").text["plan"]) == PLAN
 
+    def test_the_best_of_several(self, painter: Painter):
+        arguments = ("--best-of", "3", "--num-images", "2", "--seed", "7", "--out", "a.png")
+        output = run("generate", "--prompt", "p", *arguments)
+        assert painter.calls[0].best_of == 3 and painter.calls[0].num_images_per_prompt == 2
+        assert [generator.initial_seed() for generator in painter.calls[0].generator] == [7, 8, 9, 10, 11, 12]
+        assert output.splitlines()[-8:] == [
+            "a-1.png  (seed 9)", *(f"  seed {6 + k}: {k} (prompt {k})" for k in (1, 2, 3)),
+            "a-2.png  (seed 12)", *(f"  seed {9 + k}: {k} (prompt {k})" for k in (1, 2, 3)),
+        ]  # fmt: skip
+        assert str(PLAN) in output
+        with Image.open("a-2.png") as written:
+            assert written.text["seed"] == "12" and written.text["best_of"] == "3"
+        run("generate", "--prompt", "p", "--seed", "12", "--out", "b.png")
+        with Image.open("a-2.png") as kept, Image.open("b.png") as alone:
+            assert kept.tobytes() == alone.tobytes() and "best_of" not in alone.text
+
+    def test_reflection(self, painter: Painter):
+        output = run("generate", "--prompt", "p", "--reflect", "1", "--num-images", "2", "--seed", "7")
+        assert painter.calls[0].reflect == 1
+        assert output.splitlines()[-6:] == [
+            "out-1.png  (seed 7)", *(f"  round {k}: scene, pose departs from the plan" for k in (0, 1)),
+            "out-2.png  (seed 8)", *(f"  round {k}: nothing departs from the plan" for k in (0, 1)),
+        ]  # fmt: skip
+        with Image.open("out-1.png") as written:
+            assert written.text["reflect"] == "1"
+
     def test_no_plan_no_text_chunk(self, painter: Painter):
         run("generate", "--prompt", "p")
         assert "plan" not in Image.open("out.png").text
@@ -303,6 +337,8 @@ class TestReason:
             (("reason", "--prompt", "p", "--out", "plan.png"), ("plan.png", ".json")),
             (("reason", "--prompt", "p", "--subject", "none.png"), ("none.png",)),
             (("reason",), ("--prompt",)),
+            (("generate", "--prompt", "p", "--best-of", "0"), ("--best-of",)),
+            (("generate", "--prompt", "p", "--reflect", "-1"), ("--reflect",)),
             (("generate",), ("--prompt", "--plan")),
             (("generate", "--plan", "none.json"), ("none.json", "subjectgen reason")),
             (("generate", "--plan", "broken.json"), ("broken.json", "no JSON")),

@@ -14,14 +14,18 @@ import subjectgen
 
 PUBLIC = {
     "Binding",
+    "ClipDinoJudge",
     "DualLayerAggregator",
     "Estimate",
     "Guidance",
+    "MllmJudge",
     "ModelMixin",
     "Plan",
     "PlanError",
     "PlannedSubject",
     "ProcessorMixin",
+    "Round",
+    "Score",
     "Stage",
     "Subject",
     "SubjectAdapter",
@@ -42,7 +46,8 @@ def test_public_names():
 def test_call_has_the_names_of_diffusers():
     flux = set(inspect.signature(diffusers.FluxPipeline.__call__).parameters)
     ours = inspect.signature(subjectgen.SubjectPipeline.__call__).parameters
-    own = {"subject_images", "image", "stages", "negative", "guidance", "reasoning"}
+    own = {"subject_images", "image", "stages", "negative", "guidance", "reasoning", "best_of", "judge"}
+    own |= {"reflect", "reflect_sigma"}
     assert set(ours) - own <= flux
     assert list(ours)[1:3] == ["prompt", "subject_images"]
     assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in ours.values())
@@ -54,7 +59,8 @@ def test_estimate_takes_what_decides_the_cost_of_a_call():
     fields = set(inspect.signature(Request).parameters)
     ours = set(inspect.signature(subjectgen.SubjectPipeline.__call__).parameters)
     assert ours - fields == {
-        "self", "image", "reasoning", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs"
+        "self", "image", "reasoning", "judge", "reflect", "reflect_sigma",
+        "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs"
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_mllm
 from tiny_pipeline import picture, reasoning_pipeline, seeded_generators, shorten_plans, tiny_pipeline
-from tiny_qwen import tiny_qwen_mllm, tiny_qwen_pipeline, tiny_qwen_processor
+from tiny_qwen import SYSTEM_AND_USER, lively, reasoning_qwen_pipeline, tiny_qwen_mllm, tiny_qwen_processor
 from transformers import GenerationConfig
 
 from subjectgen import Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
@@ -29,22 +29,7 @@ def whole_boxes(monkeypatch):
     monkeypatch.setattr(grammar, "_box_rules", lambda: 'box: "0 0 100 100"')
 
 
-def lively(mllm):
-    """Weights large enough for every token to matter."""
-    with torch.no_grad():
-        for weight in mllm.parameters():
-            weight.mul_(8 if weight.ndim > 1 else 1)
-    return mllm
-
-
-def qwen_pipeline(**settings):
-    pipe = tiny_qwen_pipeline(**{"plan_instruction": "", **settings})
-    lively(pipe.mllm)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-PIPELINES = {"internvl": reasoning_pipeline, "qwen3_vl": qwen_pipeline}
+PIPELINES = {"internvl": reasoning_pipeline, "qwen3_vl": reasoning_qwen_pipeline}
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
@@ -108,8 +93,7 @@ class TestAnswer:
             f"<image{k}><|vision_start|>{'<|image_pad|>' * count}<|vision_end|>" for k, count in enumerate(slots, 1)
         )
         text = (
-            "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n<|im_start|>user\n"
-            f"{seen}{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+            f"{SYSTEM_AND_USER}{seen}{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
         )
         ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
         inputs = {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from subjectgen.generate.sample import sample, schedule
+from subjectgen.generate.sample import noised, sample, schedule
 from subjectgen.generate.stages import Stage, resolve_stages, stage_at
 
 NOISE = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
@@ -99,3 +99,28 @@ def test_tokens_stay_float32_however_the_noise_comes():
         sample(NOISE.bfloat16(), scheduled(), resolve_stages("faithful"), lambda _: lambda x, s: x).dtype
         == torch.float32
     )
+
+
+@pytest.mark.parametrize("start", [0.9, 0.6, 0.05])
+def test_from_a_stated_sigma_the_exact_velocity_leads_to_the_image(start):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=2.5)
+    whole = schedule(scheduler, 8, num_tokens=6).tolist()
+    levels = schedule(scheduler, 8, num_tokens=6, start=start)
+    assert levels.tolist() == pytest.approx([start, *(s for s in whole if s < start)])
+
+    def velocity(tokens, sigma):
+        assert torch.allclose(tokens, (1 - sigma) * IMAGE + sigma * NOISE, atol=1e-5)
+        return NOISE - IMAGE
+
+    begun = noised(IMAGE, NOISE, start)
+    result = sample(begun, scheduler, resolve_stages("faithful"), lambda stage: velocity)
+    assert torch.allclose(result, IMAGE, atol=1e-5)
+
+
+def test_a_start_leaves_nothing_behind():
+    """The next schedule of the same scheduler is whole again."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    before = schedule(scheduler, 8, num_tokens=64)
+    schedule(scheduler, 8, num_tokens=64, start=0.4)
+    assert torch.equal(schedule(scheduler, 8, num_tokens=64), before)
+    assert torch.equal(schedule(scheduler, 8, num_tokens=64, start=1.0), before)

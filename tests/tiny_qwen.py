@@ -63,6 +63,9 @@ SPECIAL = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
+SYSTEM_AND_USER = (
+    "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n<|im_start|>user\n"  # as released
+)
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -134,6 +137,22 @@ def tiny_qwen_vae():
         latents_mean=[0.1 * k for k in range(CHANNELS)],
         latents_std=[1.0 + 0.1 * k for k in range(CHANNELS)],
     )
+
+
+def lively(mllm):
+    """Weights large enough for every token to matter."""
+    with torch.no_grad():
+        for weight in mllm.parameters():
+            weight.mul_(8 if weight.ndim > 1 else 1)
+    return mllm
+
+
+def reasoning_qwen_pipeline(**settings):
+    """Its MLLM is asked for plans by prompts alone."""
+    pipe = tiny_qwen_pipeline(**{"plan_instruction": "", **settings})
+    lively(pipe.mllm)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def tiny_qwen_components():

@@ -27,6 +27,7 @@ from subjectgen.cli.reason import read_plan
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from subjectgen.pipeline import SubjectPipelineOutput
     from subjectgen.reasoning.plan import Plan
 
 
@@ -41,7 +42,8 @@ def generate(
         "out.png"
     ),
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**63 - 1, help="Image k uses seed + k - 1. Random if left out.")
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Image k (candidate k) uses seed + k - 1. Random if left out."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")] = None,
     stages: Annotated[
@@ -51,6 +53,12 @@ def generate(
     plan: Annotated[
         Path | None, typer.Option(help="Paint this plan of `subjectgen reason` in place of --prompt.")
     ] = None,
+    best_of: Annotated[
+        int, typer.Option(min=1, help="Candidates for each picture, of which the MLLM keeps the best; plans first.")
+    ] = 1,
+    reflect: Annotated[
+        int, typer.Option(min=0, help="Paint again, at most so often, what departs from its plan; plans first.")
+    ] = 0,
     num_images: Annotated[int, typer.Option(min=1, help="Pictures of this prompt.")] = 1,
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
     model: Model = "mini",
@@ -73,7 +81,7 @@ def generate(
         attention_backend=attention_backend,
         compile=compile,
     )
-    seeds = [(secrets.randbelow(2**31) if seed is None else seed) + k for k in range(num_images)]
+    seeds = [(secrets.randbelow(2**31) if seed is None else seed) + k for k in range(num_images * best_of)]
     with step_bar() as on_step_end:
         painted = pipe(
             asked,
@@ -83,16 +91,22 @@ def generate(
             num_inference_steps=steps,
             stages=stages,
             reasoning=reasoning,
+            best_of=best_of,
+            reflect=reflect,
             generator=generators(seeds),
             num_images_per_prompt=num_images,
             callback_on_step_end=on_step_end,
         )
     recipe = _recipe(pipe, subject or [], steps, stages, model) | _words(asked, painted.plans)
-    if reasoning:
+    recipe |= {"best_of": str(best_of)} if best_of > 1 else {}
+    recipe |= {"reflect": str(reflect)} if reflect else {}
+    if painted.plans is not None and plan is None:
         typer.echo(str(painted.plans[0]))
-    for picture, file, own_seed in zip(painted.images, files, seeds, strict=True):
+    for index, (picture, file) in enumerate(zip(painted.images, files, strict=True)):
+        candidates = seeds[index * best_of : (index + 1) * best_of]
+        own_seed = candidates[painted.kept[index] if painted.kept else 0]
         save_picture(picture, file, recipe | {"seed": str(own_seed)})
-        typer.echo(f"{file}  (seed {own_seed})")
+        typer.echo("\n".join([f"{file}  (seed {own_seed})", *_thoughts(painted, index, candidates)]))
 
 
 def _asked(prompt: str | None, plan: Path | None, reasoning: bool) -> "str | Plan":
@@ -154,6 +168,14 @@ def generators(seeds: list[int]) -> list[Any]:
     import torch
 
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def _thoughts(painted: "SubjectPipelineOutput", index: int, seeds: list[int]) -> Iterator[str]:
+    """What the MLLM found of a picture: the scores of its candidates, and what departed in each round."""
+    for seed, score in zip(seeds, painted.scores[index] if painted.scores else (), strict=False):
+        yield f"  seed {seed}: {score}"
+    for number, found in enumerate(painted.rounds or ()):
+        yield f"  round {number}: {', '.join(found.departures[index]) or 'nothing'} departs from the plan"
 
 
 def _words(asked: "str | Plan", plans: "list[Plan] | None") -> dict[str, str]:

@@ -10,9 +10,18 @@ from subjectgen.data.plans import decisions, plan, pose_words, view_words
 from subjectgen.data.prompts import request
 from subjectgen.data.sightings import Sighting, ground_words
 from subjectgen.data.world import COLOURS, PATTERNS, Ground, Scene, choice, random_count, random_placement, random_scene
+from subjectgen.reasoning.questions import (
+    NO,
+    NOTHING,
+    YES,
+    departures_question,
+    pose_question,
+    scene_question,
+    subject_question,
+    view_question,
+)
 
 SHARE_OF_RIDDLES = 0.4  # of plans: requests that must be thought about
-YES, NO, NOTHING = "yes", "no", "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +81,13 @@ def judgement_talk(rng: np.random.Generator, painted: Painted, reference: Sighti
     """A question about a picture, image 2, which was painted after the plan of a request about image 1."""
     asked, wrong = painted.asked, departures(painted)
     questions = (
-        (f"Does image 2 show the {reference.name} of image 1? Answer yes or no.", "subject"),
-        (f"Is this the scene of image 2: {ground_words(asked.ground)}? Answer yes or no.", "scene"),
-        (f"Is this the view of image 2: {view_words(asked, (1,))}? Answer yes or no.", "view"),
-        (f"Is this the pose in image 2: {pose_words(asked, (1,))}? Answer yes or no.", "pose"),
+        (subject_question(reference.name, reference=1, picture=2), "subject"),
+        (scene_question(ground_words(asked.ground), picture=2), "scene"),
+        (view_question(view_words(asked, (1,)), picture=2), "view"),
+        (pose_question(pose_words(asked, (1,)), picture=2), "pose"),
     )
     if rng.random() < 0.3:
-        user = f"What departs in image 2 from this plan? {decisions(asked, [reference], (1,))}"
+        user = departures_question(decisions(asked, [reference], (1,)), picture=2)
         return Talk(user=user, answer=", ".join(wrong) or NOTHING)
     text, respect = choice(rng, questions)
     return Talk(user=text, answer=NO if respect in wrong else YES)

@@ -9,19 +9,39 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subjectgen.generate.guide import Velocity
-from subjectgen.generate.stages import Stage, stage_at
+from subjectgen.generate.stages import Number, Stage, stage_at
 
 AfterStep = Callable[[int, Tensor, Float[Tensor, "b n c"]], Float[Tensor, "b n c"]]
 
 
 def schedule(
-    scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, num_tokens: int, device: torch.device | str = "cpu"
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    num_steps: int,
+    num_tokens: int,
+    device: torch.device | str = "cpu",
+    start: Number = 1.0,
 ) -> Float[Tensor, " steps"]:
-    """Set the scheduler's steps, shifted for `num_tokens` noise tokens where it does so, and return their sigmas."""
+    """Set the scheduler's steps, shifted for `num_tokens` noise tokens where it does so, and return their sigmas.
+
+    start: the sigma to begin at. Of the steps from noise, those that begin below it are left.
+    """
     sigmas = np.linspace(1.0, 1 / num_steps, num_steps).tolist()
     scheduler.set_timesteps(sigmas=sigmas, mu=_shift(scheduler, num_tokens), device=device)
+    if start < 1:
+        _begin_at(scheduler, start)
     scheduler.set_begin_index(0)
     return _sigmas(scheduler)
+
+
+def _begin_at(scheduler: FlowMatchEulerDiscreteScheduler, start: Number) -> None:
+    below = scheduler.sigmas[scheduler.sigmas < start]
+    scheduler.sigmas = torch.cat((below.new_tensor([start]), below))
+    scheduler.timesteps = scheduler.sigmas[:-1] * scheduler.config["num_train_timesteps"]  # type: ignore[assignment]
+
+
+def noised(image: Float[Tensor, "*b"], noise: Float[Tensor, "*b"], sigma: Number) -> Float[Tensor, "*b"]:
+    """What lies between an image and noise at this sigma."""
+    return (1 - sigma) * image + sigma * noise
 
 
 def _sigmas(scheduler: FlowMatchEulerDiscreteScheduler) -> Float[Tensor, " steps"]:

@@ -32,14 +32,21 @@ def as_painted(request: Request, limits: Limits) -> Request:
 
     References that are given beside a plan stand in place of its own.
     """
-    plans = plans_of(request.prompt)
+    plans = plans_of(with_references(request).prompt)
     if plans is None:
         return request
-    if request.subject_images is not None:
-        given = entries_of(request.subject_images, len(plans))
-        plans = [plan.replace(subject_images=entries) for plan, entries in zip(plans, given, strict=True)]
     prompts, subjects = zip(*(_painted(plan, limits) for plan in plans), strict=True)
     return replace(request, prompt=list(prompts), subject_images=list(subjects))
+
+
+def with_references(request: Request) -> Request:
+    """References that are given beside plans become the plans' own; any other request as it is."""
+    plans = plans_of(request.prompt)
+    if plans is None or request.subject_images is None:
+        return request
+    given = entries_of(request.subject_images, len(plans))
+    plans = [plan.replace(subject_images=entries) for plan, entries in zip(plans, given, strict=True)]
+    return replace(request, prompt=plans, subject_images=None)
 
 
 def entries_of(subject_images: Any, num_prompts: int) -> list[list[Any]]:
@@ -55,19 +62,38 @@ def _painted(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
     What was read while reasoning is painted from as long as it is the same. Subjects that were encoded before cannot
     be taken apart.
     """
-    entries = _checked_entries(plan)
+    entries, framed = checked_entries(plan), framed_references(plan, limits)
     if entries and isinstance(entries[0], SubjectEmbeds):
         return plan.prompt, entries
-    prompt, bindings = _bound(plan.prompt, [Subject.of(entry).name for entry in entries])
-    spoken_of = sorted({each.reference for each in bindings}) or list(range(1, len(entries) + 1))
-    framed = [_framed(entries[k - 1], plan.subjects[k - 1], f"image {k}", limits) for k in spoken_of]
     is_as_read = len(framed) == len(entries) and all(map(operator.is_, framed, entries))
     if is_as_read and plan.embeds is not None:
         return plan.prompt, [plan.embeds]
-    return _renumbered(prompt, bindings, spoken_of), framed
+    return _renumbered(*_bound(plan.prompt, _names(entries)), spoken_of(plan)), framed
 
 
-def _checked_entries(plan: Plan) -> list[Any]:
+def framed_references(plan: Plan, limits: Limits) -> list[Any]:
+    """The references that a plan's prompt speaks of, cut to its boxes; what was encoded before as it is."""
+    entries = checked_entries(plan)
+    if entries and isinstance(entries[0], SubjectEmbeds):
+        return entries
+    return [_framed(entries[k - 1], plan.subjects[k - 1], f"image {k}", limits) for k in spoken_of(plan)]
+
+
+def spoken_of(plan: Plan) -> list[int]:
+    """Which references a plan's prompt is about, counted from 1; all of them if it speaks of none."""
+    bindings = bind(plan.prompt, _names(checked_entries(plan)))
+    return sorted({each.reference for each in bindings}) or list(range(1, len(plan.subjects) + 1))
+
+
+def _names(entries: Sequence[Any]) -> Sequence[str | None]:
+    """What prompts may call each reference."""
+    if entries and isinstance(entries[0], SubjectEmbeds):
+        return entries[0].names
+    return [Subject.of(entry).name for entry in entries]
+
+
+def checked_entries(plan: Plan) -> list[Any]:
+    """A plan's references, one for each of its subjects, or what was encoded of all. Raises ValueError."""
     (entries,) = entries_of(plan.subject_images, 1)
     given = sum(entry.num_references if isinstance(entry, SubjectEmbeds) else 1 for entry in entries)
     if given != len(plan.subjects):

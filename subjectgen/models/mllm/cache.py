@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,26 @@ def kept_in(cache: DynamicCache) -> dict[str, Tensor]:
     }
 
 
-def cache_of(prefix: ReferencePrefix, device: torch.device, dtype: torch.dtype) -> DynamicCache:
-    """A cache that continues from the prefix, which stays as it is."""
+def cache_of(prefix: ReferencePrefix | None, device: torch.device, dtype: torch.dtype) -> DynamicCache:
+    """A cache that continues from the prefix, which stays as it is; an empty one from none."""
     cache = DynamicCache()
+    if prefix is None:
+        return cache
     for index, pair in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         key, value = (part[None].to(device, dtype) for part in pair)
         cache.update(key, value, index)  # concatenates, so the prefix's own tensors stay as they are
     return cache
+
+
+def joined(before: ReferencePrefix, further: ReferencePrefix) -> ReferencePrefix:
+    """The prefix of all references, where `further` was read behind `before` and its states are its own alone."""
+    return replace(
+        further,
+        states=torch.cat((before.states.to(further.states), further.states), dim=1),
+        is_image=torch.cat((before.is_image.to(further.is_image), further.is_image)),
+        num_references=before.num_references + further.num_references,
+        num_dropped=before.num_dropped + further.num_dropped,
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from subjectgen.masks import Mask, seen_tokens
-from subjectgen.models.mllm.cache import cache_of, kept_in, last_layer_output
+from subjectgen.models.mllm.cache import cache_of, joined, kept_in, last_layer_output
 from subjectgen.models.mllm.reader import MllmReader
 from subjectgen.models.mllm.template import Frame, TokenLayout, cut, probed, prompt_tokens
 from subjectgen.types import HiddenStates, ReferencePrefix
@@ -38,26 +38,30 @@ class InternVLReader(MllmReader):
         return self.text_config.num_hidden_layers + 1
 
     @torch.no_grad()
-    def read_references(self, images: Sequence[Image], masks: Sequence[Mask | None] = ()) -> ReferencePrefix:
+    def read_references(
+        self, images: Sequence[Image], masks: Sequence[Mask | None] = (), *, behind: ReferencePrefix | None = None
+    ) -> ReferencePrefix:
         """References in the prompt's order -> all that any prompt after them needs.
 
         masks: one for each image, or none at all. Image tokens that see nothing of a subject are read, not kept.
+        behind: what was read of the references before these, which is left as it is.
         """
-        ids = self._frame(len(images)).prefix_ids
+        ids = self._further_ids(len(images), behind)
         pixel_values = self.pixel_values(images) if images else None
-        cache = DynamicCache()
+        cache = cache_of(behind, self.device, self.mllm.dtype)
         states = self.hidden_states(ids[None], pixel_values, cache=cache)[0]
         is_image = self._is_image(ids)
         seen = self._seen(masks or [None] * len(images))
         image_states = states[:, is_image.masked_scatter(is_image, seen)]
-        return ReferencePrefix(
+        read = ReferencePrefix(
             states=image_states,
             is_image=torch.ones(image_states.shape[1], dtype=torch.bool, device=self.device),
             **kept_in(cache),
-            position=len(ids),
+            position=cache.get_seq_length(),
             num_references=len(images),
             num_dropped=self.num_dropped(masks),
         )
+        return read if behind is None else joined(behind, read)
 
     @torch.no_grad()
     def read_prompt(self, prompt: str, prefix: ReferencePrefix) -> HiddenStates:
@@ -149,6 +153,16 @@ class InternVLReader(MllmReader):
 
     def _frame_behind(self, num_references: int) -> Frame:
         return self._frame(num_references)
+
+    def _further_ids(self, num_references: int, behind: ReferencePrefix | None) -> Int[Tensor, " tokens"]:
+        """Template and image tokens of this many references, behind those of a prefix."""
+        if behind is None:
+            return self._frame(num_references).prefix_ids
+        before = self._frame(behind.num_references).prefix_ids
+        ids = self._frame(behind.num_references + num_references).prefix_ids
+        if not torch.equal(ids[: len(before)], before):
+            raise ValueError("the processor's chat template must put a further image behind the others, and no more")
+        return ids[len(before) :]
 
     def _frame(self, num_references: int) -> Frame:
         if num_references not in self._frames:

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from subjectgen.images import on_white
 from subjectgen.masks import Mask
-from subjectgen.models.mllm.cache import cache_of, kept_in, last_layer_output
+from subjectgen.models.mllm.cache import cache_of, joined, kept_in, last_layer_output
 from subjectgen.models.mllm.reader import MllmReader
 from subjectgen.models.mllm.template import Frame, cut, prompt_tokens, token_ids
 from subjectgen.types import HiddenStates, ReferencePrefix
@@ -35,23 +35,32 @@ class Qwen3VLReader(MllmReader):
     max_prompt_tokens = 2048
 
     @torch.no_grad()
-    def read_references(self, images: Sequence[Image.Image], masks: Sequence[Mask | None] = ()) -> ReferencePrefix:
+    def read_references(
+        self,
+        images: Sequence[Image.Image],
+        masks: Sequence[Mask | None] = (),
+        *,
+        behind: ReferencePrefix | None = None,
+    ) -> ReferencePrefix:
         """References in the prompt's order -> all that any prompt after them needs. Transparency is seen as white.
 
         masks: drop nothing here. Image tokens only hold the places of latents, of which the DiT leaves out its own.
+        behind: what was read of the references before these, which is left as it is.
         """
         pixels = self._pixels(images)
-        ids = self._frame(self._slots(pixels)).prefix_ids
-        positions = self._positions(ids, pixels.get("image_grid_thw"))
-        cache = DynamicCache()
-        states = self._last_layer(ids, positions, cache, **pixels)[:, self._num_dropped :]
-        return ReferencePrefix(
+        ids = self._further_ids(self._slots(pixels), behind)
+        positions = self._positions(ids, pixels.get("image_grid_thw")) + (0 if behind is None else behind.position)
+        cache = cache_of(behind, self.device, self.mllm.dtype)
+        dropped = self._num_dropped if behind is None else 0
+        states = self._last_layer(ids, positions, cache, **pixels)[:, dropped:]
+        read = ReferencePrefix(
             states=states,
-            is_image=self._is_image(ids)[self._num_dropped :].to(self.device),
+            is_image=self._is_image(ids)[dropped:].to(self.device),
             **kept_in(cache),
             position=int(positions.max()) + 1,
             num_references=len(images),
         )
+        return read if behind is None else joined(behind, read)
 
     @torch.no_grad()
     def read_prompt(self, prompt: str, prefix: ReferencePrefix) -> HiddenStates:
@@ -85,6 +94,13 @@ class Qwen3VLReader(MllmReader):
         """How many image tokens each reference has."""
         merged = self.processor.image_processor.merge_size**2
         return [int(grid.prod()) // merged for grid in pixels.get("image_grid_thw", ())]
+
+    def _further_ids(self, slots: Sequence[int], behind: ReferencePrefix | None) -> Int[Tensor, " tokens"]:
+        """Template and image tokens of references, behind those of a prefix."""
+        if behind is None:
+            return self._frame(slots).prefix_ids
+        before = [1] * behind.num_references  # numbers count references, whatever their sizes
+        return self._frame([*before, *slots]).prefix_ids[len(self._frame(before).prefix_ids) :]
 
     def _frame(self, slots: Sequence[int]) -> Frame:
         pictures = (REFERENCE.format(number=k, slots=SLOT * count) for k, count in enumerate(slots, start=1))

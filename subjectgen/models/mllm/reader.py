@@ -53,13 +53,24 @@ class MllmReader:
         Goes on until the caller has enough, or the MLLM has no more positions. Raises ValueError for a prompt that
         leaves none.
         """
-        ids = asked_ids(self.processor.tokenizer, prompt, self._frame_behind(prefix.num_references))
+        ids, positions_left = self._asked(prompt, prefix)
         cache, position = cache_of(prefix, self.device, self.mllm.dtype), prefix.position
-        for _ in range(self._positions_left(prefix.keys.shape[-2] + len(ids))):
+        for _ in range(positions_left):
             token = pick(self._next_logits(ids, position, cache))
             yield token
             position += len(ids)
             ids = torch.tensor([token])
+
+    @torch.no_grad()
+    def first_logits(self, prompt: str, prefix: ReferencePrefix) -> Float[Tensor, " vocabulary"]:
+        """Of the first token of an answer to a prompt about the references of a prefix, which is left as it is."""
+        ids, _ = self._asked(prompt, prefix)
+        return self._next_logits(ids, prefix.position, cache_of(prefix, self.device, self.mllm.dtype))
+
+    def _asked(self, prompt: str, prefix: ReferencePrefix) -> tuple[Int[Tensor, " tokens"], int]:
+        """Everything behind the references, and how many positions that leaves for an answer."""
+        ids = asked_ids(self.processor.tokenizer, prompt, self._frame_behind(prefix.num_references))
+        return ids, self._positions_left(prefix.keys.shape[-2] + len(ids))
 
     def _next_logits(self, ids: Int[Tensor, " tokens"], position: int, cache: DynamicCache) -> Float[Tensor, " words"]:
         """Of the token after these, the first of which stands at this position; the cache grows."""

@@ -1,0 +1,128 @@
+"""The MLLM looks at what was painted, says what departs from the plan, and the painter tries again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from subjectgen.generate.sample import noised
+from subjectgen.generate.to_image import to_image
+from subjectgen.reasoning.paint import plans_of, spoken_of
+from subjectgen.reasoning.plan import Plan
+from subjectgen.reasoning.questions import RESPECTS
+from subjectgen.reasoning.view import views
+from subjectgen.request import Request, draw
+
+if TYPE_CHECKING:
+    from subjectgen.pipeline import Callback, SubjectPipeline
+
+REFLECT_SIGMA = 0.9  # the lowest from which another ground is always heard (mini; benchmarks/reflection.py)
+Departures = tuple[str, ...]  # of RESPECTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """The pictures of a call after one painting, and in which respects each departs from its plan."""
+
+    images: list[Image.Image]
+    departures: list[Departures]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reflection:
+    """How often a picture is painted again at most, and the sigma to which it is noised before."""
+
+    rounds: Any
+    sigma: Any
+
+    def __post_init__(self) -> None:
+        if type(self.rounds) is not int or self.rounds < 0:
+            raise ValueError(f"reflect={self.rounds!r}: expected a whole number of rounds, 0 for none")
+        if isinstance(self.sigma, bool) or not isinstance(self.sigma, Real) or not 0 < self.sigma <= 1:
+            raise ValueError(
+                f"reflect_sigma={self.sigma!r}: expected a number above 0 (the picture stays) up to 1 (none of it does)"
+            )
+
+
+def corrected(plan: Plan, departures: Departures) -> Plan:
+    """The plan with what its picture departs from said once more, behind its prompt, in the plan's own words."""
+    subjects = [(k, plan.subjects[k - 1]) for k in spoken_of(plan)]
+    looks = [f"image {k}, {subject.name}, {', '.join(subject.colours)}" for k, subject in subjects]
+    said = {"subject": " and ".join(looks), "scene": plan.scene, "view": plan.view, "pose": plan.pose}
+    again = [f"{respect}: {said[respect]}" for respect in departures]
+    return plan.replace(prompt="; ".join([plan.prompt, *again]))
+
+
+def reflect(
+    pipe: "SubjectPipeline",
+    reflection: Reflection,
+    request: Request,
+    latents: Float[Tensor, "pictures c h w"],
+    generators: Sequence[torch.Generator],
+    on_step_end: "Callback | None",
+) -> tuple[Float[Tensor, "pictures c h w"], list[Round]]:
+    """Pictures painted from plans -> the latents of the last round, and all rounds, the first painting among them.
+
+    Only pictures that depart from their plans are painted again, in one batch, each with fresh noise of its generator.
+    An interrupted painting is thrown away.
+    """
+    plans = [plan for plan in plans_of(request.prompt) or () for _ in range(request.num_images_per_prompt)]
+    images = to_image(pipe.vae, latents, "pil")
+    rounds = [Round(images=images, departures=_departures(pipe, plans, images))]  # type: ignore[arg-type]
+    for _ in range(reflection.rounds):
+        wrong = [index for index, each in enumerate(rounds[-1].departures) if each]
+        if not wrong:
+            break
+        noise = draw([generators[index] for index in wrong], latents.shape[1:]).to(latents)
+        start = noised(latents[wrong], noise, reflection.sigma)
+        resolved = pipe._resolve(_request_again(request, plans, rounds[-1], wrong))
+        painted = pipe._paint(resolved, start, on_step_end, start=reflection.sigma)
+        if pipe.interrupt:
+            break
+        latents = latents.index_copy(0, torch.tensor(wrong, device=latents.device), painted)
+        rounds.append(_next_round(pipe, plans, rounds[-1], wrong, to_image(pipe.vae, painted, "pil")))
+    return latents, rounds
+
+
+def check_correctable(plans: Sequence[Plan]) -> None:
+    """Raise ValueError, before anything is painted, where saying a plan's decisions again names a missing reference."""
+    for plan in plans:
+        corrected(plan, RESPECTS)
+
+
+def _request_again(request: Request, plans: Sequence[Plan], last: Round, wrong: Sequence[int]) -> Request:
+    """One corrected plan for each picture that is wrong."""
+    negative = request.negative_prompt
+    if isinstance(negative, (list, tuple)):
+        negative = [negative[index // request.num_images_per_prompt] for index in wrong]
+    return replace(
+        request,
+        prompt=[corrected(plans[index], last.departures[index]) for index in wrong],
+        negative_prompt=negative,
+        num_images_per_prompt=1,
+        best_of=1,
+    )
+
+
+def _next_round(pipe: "SubjectPipeline", plans: Sequence[Plan], last: Round, wrong: Sequence[int], again: Any) -> Round:
+    """The last round with these pictures in place of the wrong ones."""
+    images, departures = list(last.images), list(last.departures)
+    seen = _departures(pipe, [plans[index] for index in wrong], again)
+    for index, image, departs in zip(wrong, again, seen, strict=True):
+        images[index], departures[index] = image, departs
+    return Round(images=images, departures=departures)
+
+
+def _departures(pipe: "SubjectPipeline", plans: Sequence[Plan], images: Any) -> list[Departures]:
+    """Of each picture from its plan; references that neighbours share are read once."""
+    departures = []
+    for _, pairs in groupby(zip(plans, images, strict=True), key=lambda pair: id(pair[0])):
+        (plan, *_), pictures = zip(*pairs, strict=True)
+        departures += [view.departures(plan) for view in views(pipe, plan, pictures)]
+    return departures

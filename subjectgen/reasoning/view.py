@@ -1,0 +1,85 @@
+"""The MLLM looks at a painted picture: behind the references of its plan, as one image more."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from subjectgen.backbones import Reader
+from subjectgen.batch import prefixes
+from subjectgen.embeds import SubjectEmbeds
+from subjectgen.reasoning.decoding import GrammarPicker
+from subjectgen.reasoning.paint import checked_entries
+from subjectgen.reasoning.plan import DECISIONS, Plan
+from subjectgen.reasoning.questions import NO, NOTHING, RESPECTS, YES, departures_question
+from subjectgen.references import read_images
+from subjectgen.types import ReferencePrefix
+
+if TYPE_CHECKING:
+    from subjectgen.pipeline import SubjectPipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A painted picture and the references before it, as the MLLM has read them."""
+
+    reader: Reader
+    prefix: ReferencePrefix  # of references and picture
+
+    @property
+    def number(self) -> int:
+        """What the picture is called: image 1 is the first reference, this is the last."""
+        return self.prefix.num_references
+
+    def yes(self, question: str) -> float:
+        """The probability that the answer begins like "yes", where it begins like "yes" or "no"; in either case."""
+        logits = self.reader.first_logits(question, self.prefix).float()
+        tokens = [self._first_token(form) for word in (YES, NO) for form in (word, word.capitalize())]
+        return float(logits[tokens].softmax(-1)[:2].sum())
+
+    def departures(self, plan: Plan) -> tuple[str, ...]:
+        """The respects in which the picture is not what was planned, as the MLLM sees it; its likeliest answer."""
+        tokenizer = self.reader.processor.tokenizer
+        decisions = "; ".join(f"{name}: {getattr(plan, name)}" for name in DECISIONS)
+        respects = RESPECTS if self.number > 1 else RESPECTS[1:]  # without references there is no subject to keep
+        picker, ids = GrammarPicker(tokenizer, departures_grammar(respects)), []
+        for token in self.reader.answer(departures_question(decisions, self.number), self.prefix, picker):
+            ids.append(token)
+            if picker.finished:
+                break
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        if not picker.finished:
+            raise ValueError(
+                f"the MLLM has no positions left to say more than {text!r} of its picture: use fewer references"
+            )
+        return () if text == NOTHING else tuple(text.split(", "))
+
+    def _first_token(self, word: str) -> int:
+        return self.reader.processor.tokenizer(word, add_special_tokens=False)["input_ids"][0]
+
+
+def departures_grammar(respects: Sequence[str]) -> str:
+    """All answers: `NOTHING`, or some of these respects in their order."""
+    some = (", ".join(each) for count in range(1, len(respects) + 1) for each in combinations(respects, count))
+    return "start: " + " | ".join(f'"{answer}"' for answer in (NOTHING, *some))
+
+
+def views(pipe: "SubjectPipeline", plan: Plan, pictures: Sequence[Image.Image]) -> Iterator[View]:
+    """Each picture behind the references of its plan, which are read once at most."""
+    reader, _ = pipe.adapters()
+    references = _read(pipe, reader, plan)
+    for picture in pictures:
+        seen = read_images([picture], pipe.limits)
+        yield View(reader=reader, prefix=reader.read_references(seen.images, behind=references))
+
+
+def _read(pipe: "SubjectPipeline", reader: Reader, plan: Plan) -> ReferencePrefix:
+    """The references as they were read while reasoning, or read now: whole, as the plan's boxes are about them."""
+    if plan.embeds is not None:
+        return plan.embeds.prefix
+    entries = checked_entries(plan)
+    subjects = entries[0] if entries and isinstance(entries[0], SubjectEmbeds) else read_images(entries, pipe.limits)
+    (prefix,) = prefixes(reader, [subjects])
+    return prefix

@@ -1,9 +1,17 @@
 """subjectgen train: what a recipe is made of, phase by phase."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from subjectgen.cli.model import Adapter, Model, open_model
+
+if TYPE_CHECKING:
+    from subjectgen.data.render import Renderer
+    from subjectgen.pipeline import SubjectPipeline
+    from subjectgen.train.grpo import Settings
 
 commands = typer.Typer(name="train", help="Train a model.", no_args_is_help=True)
 
@@ -90,3 +98,102 @@ def flux_internvl3(
         rate=rate,
         sheet_minutes=sheet_minutes,
     )
+
+
+@commands.command()
+def grpo(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="emoji, whose truth is known, or photographs: a folder with a metadata.jsonl (references, prompt, "
+            "target), a JSON file or a repository, as for flux-internvl3."
+        ),
+    ] = "emoji",
+    out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, rewards, export.")] = Path("runs/grpo"),
+    steps: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 100,
+    group: Annotated[int, typer.Option(min=2, help="Plans for each request, which are compared.")] = 8,
+    requests: Annotated[int, typer.Option(min=1, help="Requests a step.")] = 4,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = 2e-4,
+    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a plan may have.")] = 384,
+    paint: Annotated[
+        bool, typer.Option("--paint", help="Reward the painted emoji as well; photographs always.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    measure: Annotated[
+        int, typer.Option(min=0, help="Emoji requests that are planned before and after, of seen and unseen subjects.")
+    ] = 0,
+    cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
+    model: Model = "mini",
+    adapter: Adapter = None,
+) -> None:
+    """Train an MLLM to reason: it learns from which of the plans that it writes for a request are better.
+
+    The result is OUT/export/mllm, an MLLM that takes the place of the model's own.
+    """
+    from subjectgen.extras import require
+
+    require("grpo", "trl>=1.14.2", "peft>=0.18", "datasets>=4.7")
+    from subjectgen.train.grpo import Settings
+
+    settings = Settings(
+        steps=steps, group=group, requests=requests, rate=rate, rank=rank, max_new_tokens=max_new_tokens
+    )
+    if data != "emoji" and (paint or measure or cutouts):
+        raise ValueError(
+            f"--data '{data}' with --paint, --measure or --cutouts: expected --data emoji, whose truth is known. "
+            "Leave them out."
+        )
+    pipe = open_model(model, adapter=adapter)
+    if data == "emoji":
+        _train_on_emoji(pipe, out, settings, resume, paint=paint, measure=measure, cutouts=cutouts)
+    else:
+        _train_on_photographs(pipe, out, settings, resume, data=data)
+    typer.echo(str(out / "export"))
+
+
+def _train_on_emoji(
+    pipe: "SubjectPipeline",
+    out: Path,
+    settings: "Settings",
+    resume: bool,
+    *,
+    paint: bool,
+    measure: int,
+    cutouts: Path | None,
+) -> None:
+    from subjectgen.train.grpo import train
+    from subjectgen.train.mini import seen_subjects
+    from subjectgen.train.reasoning import emoji_rewards
+    from subjectgen.train.tasks import EmojiTasks
+
+    renderer = seen_subjects(cutouts, pipe.device)
+    before = _measured(pipe, renderer, measure, cutouts)
+    train(pipe, EmojiTasks(renderer, settings.seed), emoji_rewards(pipe, renderer, paint), out, settings, resume)
+    scores = {"before": before, "after": _measured(pipe, renderer, measure, cutouts)}
+    if measure:
+        (out / "scores.json").write_text(json.dumps(scores, indent=1))
+        typer.echo(json.dumps(scores, indent=1))
+
+
+def _train_on_photographs(pipe: "SubjectPipeline", out: Path, settings: "Settings", resume: bool, *, data: str) -> None:
+    from subjectgen.train.grpo import train
+    from subjectgen.train.reasoning import photograph_rewards
+    from subjectgen.train.tasks import PhotographTasks
+
+    tasks = PhotographTasks.of(data, pipe.limits.max_references)
+    train(pipe, tasks, photograph_rewards(pipe), out, settings, resume)
+
+
+def _measured(
+    pipe: "SubjectPipeline", seen: "Renderer", count: int, cutouts: Path | None
+) -> dict[str, dict[str, float]]:
+    """Mean rewards on subjects that are trained on, and on those that never are; nothing for a count of 0."""
+    from subjectgen.data.render import Renderer
+    from subjectgen.data.subjects import load_subjects
+    from subjectgen.train.reasoning import measured
+
+    if not count:
+        return {}
+    unseen = Renderer(load_subjects(cutouts=cutouts).split(unseen=True), seen.device)
+    return {name: measured(pipe, each, count, name) for name, each in (("seen", seen), ("unseen", unseen))}

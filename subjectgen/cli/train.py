@@ -1,17 +1,11 @@
 """subjectgen train: what a recipe is made of, phase by phase."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from subjectgen.cli.model import Adapter, Model, open_model
-
-if TYPE_CHECKING:
-    from subjectgen.data.render import Renderer
-    from subjectgen.pipeline import SubjectPipeline
-    from subjectgen.train.grpo import Settings
 
 commands = typer.Typer(name="train", help="Train a model.", no_args_is_help=True)
 
@@ -135,6 +129,7 @@ def grpo(
 
     require("grpo", "trl>=1.14.2", "peft>=0.18", "datasets>=4.7")
     from subjectgen.train.grpo import Settings
+    from subjectgen.train.reasoning import on_emoji, on_photographs
 
     settings = Settings(
         steps=steps, group=group, requests=requests, rate=rate, rank=rank, max_new_tokens=max_new_tokens
@@ -146,54 +141,7 @@ def grpo(
         )
     pipe = open_model(model, adapter=adapter)
     if data == "emoji":
-        _train_on_emoji(pipe, out, settings, resume, paint=paint, measure=measure, cutouts=cutouts)
+        on_emoji(pipe, out, settings, resume=resume, paint=paint, measure=measure, cutouts=cutouts)
     else:
-        _train_on_photographs(pipe, out, settings, resume, data=data)
+        on_photographs(pipe, out, settings, data, resume=resume)
     typer.echo(str(out / "export"))
-
-
-def _train_on_emoji(
-    pipe: "SubjectPipeline",
-    out: Path,
-    settings: "Settings",
-    resume: bool,
-    *,
-    paint: bool,
-    measure: int,
-    cutouts: Path | None,
-) -> None:
-    from subjectgen.train.grpo import train
-    from subjectgen.train.mini import seen_subjects
-    from subjectgen.train.reasoning import emoji_rewards
-    from subjectgen.train.tasks import EmojiTasks
-
-    renderer = seen_subjects(cutouts, pipe.device)
-    before = _measured(pipe, renderer, measure, cutouts)
-    train(pipe, EmojiTasks(renderer, settings.seed), emoji_rewards(pipe, renderer, paint), out, settings, resume)
-    scores = {"before": before, "after": _measured(pipe, renderer, measure, cutouts)}
-    if measure:
-        (out / "scores.json").write_text(json.dumps(scores, indent=1))
-        typer.echo(json.dumps(scores, indent=1))
-
-
-def _train_on_photographs(pipe: "SubjectPipeline", out: Path, settings: "Settings", resume: bool, *, data: str) -> None:
-    from subjectgen.train.grpo import train
-    from subjectgen.train.reasoning import photograph_rewards
-    from subjectgen.train.tasks import PhotographTasks
-
-    tasks = PhotographTasks.of(data, pipe.limits.max_references)
-    train(pipe, tasks, photograph_rewards(pipe), out, settings, resume)
-
-
-def _measured(
-    pipe: "SubjectPipeline", seen: "Renderer", count: int, cutouts: Path | None
-) -> dict[str, dict[str, float]]:
-    """Mean rewards on subjects that are trained on, and on those that never are; nothing for a count of 0."""
-    from subjectgen.data.render import Renderer
-    from subjectgen.data.subjects import load_subjects
-    from subjectgen.train.reasoning import measured
-
-    if not count:
-        return {}
-    unseen = Renderer(load_subjects(cutouts=cutouts).split(unseen=True), seen.device)
-    return {name: measured(pipe, each, count, name) for name, each in (("seen", seen), ("unseen", unseen))}

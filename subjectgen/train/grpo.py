@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from datasets import Dataset
 from peft import LoraConfig
@@ -36,6 +36,7 @@ FIGURES = {"loss": "loss", "reward": "reward", "kl": "kl", "completions/mean_len
 Scores = Callable[[Sequence[str], Sequence[Any]], list[float]]  # what was written, what it answers => higher is better
 
 
+@runtime_checkable
 class Tasks(Protocol):
     """Endlessly many tasks; a number's is always the same."""
 

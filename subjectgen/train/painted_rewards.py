@@ -1,6 +1,6 @@
 """What the picture painted after a plan is worth: beside the truth of emoji, or to judges of photographs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ PICKSCORE_PROCESSOR = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b
 NOISE = 2611  # the seed of all pictures: those of a group differ by their plans alone
 
 Picture = Float[Tensor, "3 h w"]  # -1..1
+Paint = Callable[[Sequence[str], Sequence[Task]], list[Picture | None]]  # None where a text is no plan to be painted
 
 
 class Painter:
@@ -59,7 +60,7 @@ class Painter:
 class PictureReward:
     """Scores what is painted after each text; 0 where nothing is."""
 
-    def __init__(self, paint: Painter):
+    def __init__(self, paint: Paint):
         self._paint = paint
 
     def __call__(self, texts: Sequence[str], tasks: Sequence[Any]) -> list[float]:
@@ -74,7 +75,7 @@ class PictureReward:
 class RegionReward(PictureReward):
     """How much of the rendered truth is painted in its subjects' boxes: 1 all, 0 no more than on an empty ground."""
 
-    def __init__(self, paint: Painter, renderer: Renderer):
+    def __init__(self, paint: Paint, renderer: Renderer):
         super().__init__(paint)
         self._renderer = renderer
 
@@ -90,12 +91,12 @@ class RegionReward(PictureReward):
 class DinoReward(PictureReward):
     """Subject fidelity on photographs: cosine between DINO's views of picture and references, the mean over these."""
 
-    def __init__(self, paint: Painter, model: Any, processor: Any):
+    def __init__(self, paint: Paint, model: Any, processor: Any):
         super().__init__(paint)
         self._model, self._processor = model.eval(), processor
 
     @classmethod
-    def from_hub(cls, paint: Painter, device: torch.device) -> "DinoReward":
+    def from_hub(cls, paint: Paint, device: torch.device) -> "DinoReward":
         """Downloads it at the first use: 350 MB."""
         repository, revision = DINO
         model = AutoModel.from_pretrained(repository, revision=revision, use_safetensors=True).to(device)
@@ -116,12 +117,12 @@ class DinoReward(PictureReward):
 class PickReward(PictureReward):
     """Obedience on photographs: PickScore of picture and request, as a cosine."""
 
-    def __init__(self, paint: Painter, model: Any, processor: Any):
+    def __init__(self, paint: Paint, model: Any, processor: Any):
         super().__init__(paint)
         self._model, self._processor = model.eval(), processor
 
     @classmethod
-    def from_hub(cls, paint: Painter, device: torch.device) -> "PickReward":
+    def from_hub(cls, paint: Paint, device: torch.device) -> "PickReward":
         """Downloads it at the first use: 4 GB."""
         (repository, revision), (source, at) = PICKSCORE, PICKSCORE_PROCESSOR
         model = AutoModel.from_pretrained(repository, revision=revision, use_safetensors=True).to(device)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from subjectgen.files import whole_file, whole_folder
@@ -127,6 +127,7 @@ def trainer_of(
 ) -> GRPOTrainer:
     """TRL's trainer, which takes the tasks one after another and says nothing itself."""
     on_gpu = pipe.device.type == "cuda"
+    set_seed(settings.seed)  # the LoRA begins with random weights
     trainer = GRPOTrainer(
         pipe.mllm,
         list(rewards),
@@ -143,6 +144,7 @@ def trainer_of(
             multi_objective_aggregation="normalize_then_sum",
             shuffle_dataset=False,
             remove_unused_columns=False,
+            generation_kwargs={"suppress_tokens": [pipe.processor.image_token_id]},  # it stands for no picture there
             gradient_checkpointing=on_gpu,
             bf16=on_gpu,
             use_cpu=not on_gpu,

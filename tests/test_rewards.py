@@ -219,6 +219,15 @@ class TestPainted:
         expected = pipe(plan_in(text, 1, ""), [picture("red")], generator=seeded(), output_type="pt").images[0]
         torch.testing.assert_close((pictures[0] + 1) / 2, expected, atol=1e-6, rtol=0)
 
+    def test_an_mllm_in_training_paints_the_same(self):
+        """Checkpointing activations, it would keep no keys and values; it goes on training afterwards."""
+        text = f"{subject(box='0 0 100 100')}{DECIDED}<prompt>image 1 on red</prompt>"
+        task, pipe = Task(prompt="x", references=(picture("red"),)), reasoning_pipeline()
+        (expected,) = Painter(pipe)([text], [task])
+        pipe.mllm.train().gradient_checkpointing_enable()
+        (painted,) = Painter(pipe)([text], [task])
+        assert torch.equal(painted, expected) and pipe.mllm.training
+
     def test_what_shows_nothing_is_not_painted(self, renderer):
         text = f"{subject(box='0 0 1 1')}{DECIDED}<prompt>image 1 on red</prompt>"
         task = Task(prompt="x", references=(picture("red", size=(20, 30)),))

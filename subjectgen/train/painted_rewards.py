@@ -1,6 +1,7 @@
 """What the picture painted after a plan is worth: beside the truth of emoji, or to judges of photographs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from subjectgen.data.render import Renderer
@@ -30,6 +31,17 @@ Picture = Float[Tensor, "3 h w"]  # -1..1
 Paint = Callable[[Sequence[str], Sequence[Task]], list[Picture | None]]  # None where a text is no plan to be painted
 
 
+@contextmanager
+def answering(network: nn.Module) -> Iterator[None]:
+    """Not training meanwhile: a network that does keeps no keys and values where it checkpoints activations."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
 class Painter:
     """Paints what was written, with the MLLM as it stands; the same texts once, however many rewards look at them."""
 
@@ -42,7 +54,8 @@ class Painter:
         """A picture for each text, None where it is no plan that can be painted. One at a time, for they are large."""
         if list(texts) != self._texts:
             pairs = zip(texts, tasks, strict=True)
-            self._texts, self._pictures = list(texts), [self._painted(text, task) for text, task in pairs]
+            with answering(self._pipe.mllm):
+                self._texts, self._pictures = list(texts), [self._painted(text, task) for text, task in pairs]
         return self._pictures
 
     def _painted(self, text: str, task: Task) -> Picture | None:

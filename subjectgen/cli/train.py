@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from subjectgen.cli.model import Adapter, Model, open_model
+
 commands = typer.Typer(name="train", help="Train a model.", no_args_is_help=True)
 
 
@@ -90,3 +92,56 @@ def flux_internvl3(
         rate=rate,
         sheet_minutes=sheet_minutes,
     )
+
+
+@commands.command()
+def grpo(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="emoji, whose truth is known, or photographs: a folder with a metadata.jsonl (references, prompt, "
+            "target), a JSON file or a repository, as for flux-internvl3."
+        ),
+    ] = "emoji",
+    out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, rewards, export.")] = Path("runs/grpo"),
+    steps: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 100,
+    group: Annotated[int, typer.Option(min=2, help="Plans for each request, which are compared.")] = 8,
+    requests: Annotated[int, typer.Option(min=1, help="Requests a step.")] = 4,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = 2e-4,
+    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a plan may have.")] = 384,
+    paint: Annotated[
+        bool, typer.Option("--paint", help="Reward the painted emoji as well; photographs always.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    measure: Annotated[
+        int, typer.Option(min=0, help="Emoji requests that are planned before and after, of seen and unseen subjects.")
+    ] = 0,
+    cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
+    model: Model = "mini",
+    adapter: Adapter = None,
+) -> None:
+    """Train an MLLM to reason: it learns from which of the plans that it writes for a request are better.
+
+    The result is OUT/export/mllm, an MLLM that takes the place of the model's own.
+    """
+    from subjectgen.extras import require
+
+    require("grpo", "trl>=1.14.2", "peft>=0.18", "datasets>=4.7")
+    from subjectgen.train.grpo import Settings
+    from subjectgen.train.reasoning import on_emoji, on_photographs
+
+    settings = Settings(
+        steps=steps, group=group, requests=requests, rate=rate, rank=rank, max_new_tokens=max_new_tokens
+    )
+    if data != "emoji" and (paint or measure or cutouts):
+        raise ValueError(
+            f"--data '{data}' with --paint, --measure or --cutouts: expected --data emoji, whose truth is known. "
+            "Leave them out."
+        )
+    pipe = open_model(model, adapter=adapter)
+    if data == "emoji":
+        on_emoji(pipe, out, settings, resume=resume, paint=paint, measure=measure, cutouts=cutouts)
+    else:
+        on_photographs(pipe, out, settings, data, resume=resume)
+    typer.echo(str(out / "export"))

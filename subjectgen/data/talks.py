@@ -33,6 +33,15 @@ class Talk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A request, and what it means: the scene, and for each of its placements which reference stands there."""
+
+    text: str
+    scene: Scene
+    shown: tuple[int, ...]  # counted from 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Painted:
     """A picture that is to be judged: what it should have shown and what it shows."""
 
@@ -41,14 +50,20 @@ class Painted:
     same_subject: bool
 
 
-def plan_talk(rng: np.random.Generator, seen: Sequence[Sighting]) -> Talk:
-    """A request, direct or not, and its plan."""
+def random_asked(rng: np.random.Generator, seen: Sequence[Sighting]) -> Asked:
+    """A request about these references, direct or not."""
     if rng.random() < SHARE_OF_RIDDLES:
-        asked = riddle(rng, seen)
-        return Talk(user=asked.text, answer=plan(asked.scene, seen, (asked.shown,)))
+        drawn = riddle(rng, seen)
+        return Asked(text=drawn.text, scene=drawn.scene, shown=(drawn.shown,))
     scene = random_scene(rng, len(seen))
     text = request(rng, scene, [each.name for each in seen])
-    return Talk(user=text, answer=plan(scene, seen, range(1, len(seen) + 1)))
+    return Asked(text=text, scene=scene, shown=tuple(range(1, len(seen) + 1)))
+
+
+def plan_talk(rng: np.random.Generator, seen: Sequence[Sighting]) -> Talk:
+    """A request and its plan."""
+    drawn = random_asked(rng, seen)
+    return Talk(user=drawn.text, answer=plan(drawn.scene, seen, drawn.shown))
 
 
 def question_talk(rng: np.random.Generator, seen: Sequence[Sighting]) -> Talk:

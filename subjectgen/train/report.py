@@ -73,10 +73,10 @@ def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 class ProgressBar:
-    """A bar over the budget with loss and pictures per second."""
+    """A bar over the budget with loss and pictures, or what else a step is made of, per second."""
 
-    def __init__(self, name: str, pictures_per_step: int):
-        self.pictures_per_step = pictures_per_step
+    def __init__(self, name: str, per_step: int, unit: str):
+        self.per_step, self.unit = per_step, unit
         self.clocks: deque[float] = deque(maxlen=RECENT)  # seconds at the end of the latest steps
         columns = (TextColumn(f"{name} {{task.description}}"), BarColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=1)
@@ -93,8 +93,8 @@ class ProgressBar:
         """Show where the run is, `clock` seconds of training in; progress is the share of the budget, 0..1."""
         self.clocks.append(clock)
         taken = self.clocks[-1] - self.clocks[0]
-        speed = self.pictures_per_step * (len(self.clocks) - 1) / taken if taken else 0.0
-        text = f"step {step} · loss {loss:.4f} · {speed:.0f} pictures/s"
+        speed = self.per_step * (len(self.clocks) - 1) / taken if taken else 0.0
+        text = f"step {step} · loss {loss:.4f} · {speed:.0f} {self.unit}/s"
         self.bar.update(self.task, completed=progress, description=text)
 
 
@@ -102,12 +102,12 @@ Tell = Callable[[float, int, float, dict[str, float]], None]
 
 
 @contextmanager
-def report(leads: bool, folder: Path, name: str, pictures_per_step: int, step: int) -> Iterator[Tell]:
+def report(leads: bool, folder: Path, name: str, per_step: int, step: int, unit: str = "pictures") -> Iterator[Tell]:
     """Yield what is told of each step: (progress 0..1, step, seconds, figures). Only the leader writes and shows."""
     if not leads:
         yield lambda *_: None
         return
-    with LossLog(folder, step) as log, ProgressBar(name, pictures_per_step) as show:
+    with LossLog(folder, step) as log, ProgressBar(name, per_step, unit) as show:
 
         def tell(progress: float, step: int, clock: float, figures: dict[str, float]) -> None:
             log(step, clock, figures)

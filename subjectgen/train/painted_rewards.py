@@ -1,0 +1,150 @@
+"""What the picture painted after a plan is worth: beside the truth of emoji, or to judges of photographs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+
+from subjectgen.data.render import Renderer
+from subjectgen.evaluate.emoji import box_mask
+from subjectgen.evaluate.sheet import picture_of
+from subjectgen.train.rewards import plan_in
+from subjectgen.train.tasks import EmojiTask, Task
+
+if TYPE_CHECKING:
+    from subjectgen.pipeline import SubjectPipeline
+
+# Repository and revision. DreamSim's own package is no choice: it needs torchvision and unpickles its weights.
+DINO = ("facebook/dinov2-base", "f9e44c814b77203eaa57a6bdbbd535f21ede1415")
+PICKSCORE = ("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
+PICKSCORE_PROCESSOR = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
+NOISE = 2611  # the seed of all pictures: those of a group differ by their plans alone
+
+Picture = Float[Tensor, "3 h w"]  # -1..1
+Paint = Callable[[Sequence[str], Sequence[Task]], list[Picture | None]]  # None where a text is no plan to be painted
+
+
+@contextmanager
+def answering(network: nn.Module) -> Iterator[None]:
+    """Not training meanwhile: a network that does keeps no keys and values where it checkpoints activations."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+class Painter:
+    """Paints what was written, with the MLLM as it stands; the same texts once, however many rewards look at them."""
+
+    def __init__(self, pipe: "SubjectPipeline"):
+        self._pipe = pipe
+        self._texts: list[str] = []
+        self._pictures: list[Picture | None] = []
+
+    def __call__(self, texts: Sequence[str], tasks: Sequence[Task]) -> list[Picture | None]:
+        """A picture for each text, None where it is no plan that can be painted. One at a time, for they are large."""
+        if list(texts) != self._texts:
+            pairs = zip(texts, tasks, strict=True)
+            with answering(self._pipe.mllm):
+                self._texts, self._pictures = list(texts), [self._painted(text, task) for text, task in pairs]
+        return self._pictures
+
+    def _painted(self, text: str, task: Task) -> Picture | None:
+        plan = plan_in(text, len(task.references), task.prompt)
+        if plan is None:
+            return None
+        noise = torch.Generator().manual_seed(NOISE)
+        try:
+            result = self._pipe(plan, list(task.references), generator=noise, output_type="pt")
+        except ValueError:  # a box that shows nothing of its picture: worth nothing, as any plan that cannot be painted
+            return None
+        return result.images[0].float().cpu() * 2 - 1
+
+
+class PictureReward:
+    """Scores what is painted after each text; 0 where nothing is."""
+
+    def __init__(self, paint: Paint):
+        self._paint = paint
+
+    def __call__(self, texts: Sequence[str], tasks: Sequence[Any]) -> list[float]:
+        pairs = zip(self._paint(texts, tasks), tasks, strict=True)
+        return [0.0 if picture is None else self.score(picture, task) for picture, task in pairs]
+
+    def score(self, picture: Picture, task: Any) -> float:
+        """Of one picture."""
+        raise NotImplementedError
+
+
+class RegionReward(PictureReward):
+    """How much of the rendered truth is painted in its subjects' boxes: 1 all, 0 no more than on an empty ground."""
+
+    def __init__(self, paint: Paint, renderer: Renderer):
+        super().__init__(paint)
+        self._renderer = renderer
+
+    def score(self, picture: Picture, task: EmojiTask) -> float:
+        """1 - the squared error, in units of that of the empty ground; not below 0."""
+        scene, inside = task.asked.scene, box_mask(task.asked.scene)
+        empty = replace(scene, placements=())
+        truth, ground = self._renderer.scenes([scene, empty], [list(task.looks), []]).cpu()
+        wrong, worst = ((each - truth)[:, inside].square().sum() for each in (picture, ground))
+        return max(1 - float(wrong / worst), 0.0)
+
+
+class DinoReward(PictureReward):
+    """Subject fidelity on photographs: cosine between DINO's views of picture and references, the mean over these."""
+
+    def __init__(self, paint: Paint, model: Any, processor: Any):
+        super().__init__(paint)
+        self._model, self._processor = model.eval(), processor
+
+    @classmethod
+    def from_hub(cls, paint: Paint, device: torch.device) -> "DinoReward":
+        """Downloads it at the first use: 350 MB."""
+        repository, revision = DINO
+        model = AutoModel.from_pretrained(repository, revision=revision, use_safetensors=True).to(device)
+        return cls(paint, model, AutoImageProcessor.from_pretrained(repository, revision=revision))
+
+    def score(self, picture: Picture, task: Task) -> float:
+        """-1..1."""
+        painted, *references = self._views([picture_of(picture), *task.references])
+        return float(torch.stack([painted @ each for each in references]).mean())
+
+    @torch.no_grad()
+    def _views(self, images: Sequence[Image.Image]) -> Float[Tensor, "images width"]:
+        """Unit vectors."""
+        inputs = self._processor(images=list(images), return_tensors="pt").to(self._model.device)
+        return F.normalize(self._model(**inputs).last_hidden_state[:, 0], dim=-1)
+
+
+class PickReward(PictureReward):
+    """Obedience on photographs: PickScore of picture and request, as a cosine."""
+
+    def __init__(self, paint: Paint, model: Any, processor: Any):
+        super().__init__(paint)
+        self._model, self._processor = model.eval(), processor
+
+    @classmethod
+    def from_hub(cls, paint: Paint, device: torch.device) -> "PickReward":
+        """Downloads it at the first use: 4 GB."""
+        (repository, revision), (source, at) = PICKSCORE, PICKSCORE_PROCESSOR
+        model = AutoModel.from_pretrained(repository, revision=revision, use_safetensors=True).to(device)
+        return cls(paint, model, AutoProcessor.from_pretrained(source, revision=at))
+
+    @torch.no_grad()
+    def score(self, picture: Picture, task: Task) -> float:
+        """-1..1; PickScore itself is a hundred times this."""
+        words_and_picture = {"text": [task.prompt], "images": [picture_of(picture)]}
+        inputs = self._processor(**words_and_picture, padding=True, truncation=True, return_tensors="pt")
+        out = self._model(**inputs.to(self._model.device))
+        return float(F.cosine_similarity(out.image_embeds, out.text_embeds))

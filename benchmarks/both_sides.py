@@ -42,11 +42,13 @@ class Case:
 
     @property
     def grid(self) -> tuple[int, int]:
-        return (self.size // PIXELS_PER_TOKEN,) * 2
+        side = self.size // PIXELS_PER_TOKEN
+        return side, side
 
     @property
     def reference_grid(self) -> tuple[int, int]:
-        return (self.pixels // PIXELS_PER_TOKEN,) * 2
+        side = self.pixels // PIXELS_PER_TOKEN
+        return side, side
 
     @property
     def num_noise(self) -> int:
@@ -67,12 +69,15 @@ class BothSides:
     tiny: dict[str, Any]  # how the transformer's configuration differs at toy size
     stock_processor: type  # of diffusers, for the attention
 
-    def __init__(self, skeleton: nn.Module, device: torch.device, dtype: torch.dtype, tiny: bool = False):
+    def __init__(self, skeleton: Any, device: torch.device, dtype: torch.dtype, tiny: bool = False):
         config = {name: value for name, value in skeleton.config.items() if not name.startswith("_")}
         config |= self.tiny if tiny else {}
         with torch.device("meta"):
             self.skeleton: Any = type(skeleton).from_config(config)  # to count its operations
         self.transformer: Any = random_network(type(skeleton), config, device, dtype)
+
+    def _null_pooled(self) -> Tensor:
+        raise NotImplementedError
 
     @classmethod
     def scheduler(cls) -> FlowMatchEulerDiscreteScheduler:
@@ -179,7 +184,8 @@ class Flux(BothSides):
         return self._random(self.transformer.config["pooled_projection_dim"], seed=3)
 
     def _pipeline(self, case: Case, guidance: Guidance) -> tuple[Any, dict[str, Any]]:
-        condition, negative = self.condition(case), self._semantic(case, seed=2)
+        condition: Any = self.condition(case)
+        negative = self._semantic(case, seed=2)
         options: dict[str, Any] = {
             "prompt_embeds": condition.semantic.tokens[None],
             "pooled_prompt_embeds": condition.semantic.pooled[None],
@@ -195,7 +201,7 @@ class Flux(BothSides):
             rows, columns = case.reference_grid
             image = FluxDenoiser.unpack(torch.cat(condition.identity.tokens)[None], case.references * rows, columns)
             options |= {"image": image, "max_area": case.size**2, "_auto_resize": False}
-        parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        parts: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
         kind = FluxKontextPipeline if case.references else FluxPipeline
         return kind(scheduler=self.scheduler(), transformer=self.transformer, **parts), options
 
@@ -238,7 +244,8 @@ class Qwen(BothSides):
         return self._random(0, seed=3)
 
     def _pipeline(self, case: Case, guidance: Guidance) -> tuple[Any, dict[str, Any]]:
-        condition, negative = self.condition(case), self._semantic(case, seed=2)
+        condition: Any = self.condition(case)
+        negative = self._semantic(case, seed=2)
         options: dict[str, Any] = {"prompt": "prompt"}
         if guidance.scale != 1:
             options |= {"negative_prompt": "negative", "true_cfg_scale": guidance.scale}

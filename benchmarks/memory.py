@@ -82,7 +82,7 @@ class Shaped(Tensor):
         return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=CPU, **layout)
 
     def __init__(self, inner: Tensor, counts: bool = True):
-        self.inner = inner
+        self.inner = inner  # type: ignore[attr-defined]
         self.ledger.add(inner, counts=counts)
 
     @classmethod
@@ -108,7 +108,7 @@ def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
 
 def _on_meta(tensor: Tensor) -> Tensor:
     if isinstance(tensor, Shaped):
-        return tensor.inner
+        return tensor.inner  # type: ignore[return-value]
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
 
 
@@ -170,7 +170,7 @@ class Cuda:
 class ByteLevelQwenProcessor(Qwen3VLProcessor):
     """What stands for Qwen3-VL's processor without its files: its images, and tokens of a tokenizer that is at hand."""
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any):
         self.image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
@@ -225,7 +225,8 @@ def pipeline(name: str, **settings: Any) -> SubjectPipeline:
 def prepared(network: nn.Module) -> nn.Module:
     """What a skeleton needs to run: memory on the GPU, or weights that are shapes; tables that are no weights."""
     if hasattr(network, "pos_embed") and hasattr(network.pos_embed, "rope_params"):  # plain tensors, made on meta
-        network.pos_embed = type(network.pos_embed)(network.pos_embed.theta, network.pos_embed.axes_dim)
+        stock: Any = network.pos_embed
+        network.pos_embed = type(stock)(stock.theta, stock.axes_dim)
     if torch.cuda.is_available():
         return network.to_empty(device="cuda").eval()
     for module in network.modules():

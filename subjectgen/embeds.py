@@ -96,7 +96,7 @@ class SubjectEmbeds:
         numbers = {name: int(metadata[name]) for name in ("position", "num_references", "num_dropped")}
         masked = range(num_references) if "identity_mask.0" in tensors else ()
         return cls(
-            prefix=ReferencePrefix(**prefix, **numbers),
+            prefix=ReferencePrefix(**prefix, **numbers),  # type: ignore[arg-type]
             identity=IdentityTokens(
                 tokens=tuple(tensors[f"identity.{k}"] for k in range(num_references)),
                 grids=tuple((rows, columns) for rows, columns in json.loads(metadata["grids"])),

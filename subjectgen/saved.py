@@ -50,7 +50,7 @@ class SavedPipeline(DiffusionPipeline):
         """As of every DiffusionPipeline, with `pipeline.py` and a model card; `hub_options` as of `push_to_hub`."""
         _check_no_lora(self.transformer)
         super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size)
-        hub.write_repository_files(self, Path(save_directory))
+        hub.write_repository_files(self, Path(save_directory))  # type: ignore[arg-type]
         if push_to_hub:
             hub.upload(Path(save_directory), **{"repo_id": Path(save_directory).name, **hub_options})
 

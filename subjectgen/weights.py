@@ -133,7 +133,7 @@ def plain_tensors(tensor: Tensor) -> list[Tensor]:
     tensor = whole(tensor)
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
-    names, _ = tensor.__tensor_flatten__()
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
     return [getattr(tensor, name) for name in names]
 
 

@@ -77,7 +77,7 @@ class Renderer:
         paper = torch.ones(len(looks), 3, SIDE, SIDE, device=self.device)
         patterned = [index for index, pose in enumerate(poses) if pose.ground is not None]
         if patterned:
-            paper[patterned] = self.grounds([poses[index].ground for index in patterned])
+            paper[patterned] = self.grounds([pose.ground for pose in poses if pose.ground is not None])
         return self.compose(paper, reference_layers(looks, poses), self.full)
 
     def scenes(self, scenes: Sequence[Scene], looks: Sequence[Sequence[Look]]) -> Float[Tensor, "b 3 side side"]:

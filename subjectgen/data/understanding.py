@@ -16,7 +16,8 @@ def meanings(words: Mapping[Meaning, Sequence[str]]) -> dict[str, Meaning]:
     return {wording: meaning for meaning, wordings in words.items() for wording in wordings if wording}
 
 
-NUMBERS, SIZES, POSES, PLACES = map(meanings, (NUMBER_WORDS, SIZE_WORDS, POSE_WORDS, PLACE_WORDS))
+NUMBERS, SIZES = meanings(NUMBER_WORDS), meanings(SIZE_WORDS)
+POSES, PLACES = meanings(POSE_WORDS), meanings(PLACE_WORDS)
 GROUNDS = {
     words.format(c=colour): Ground(colour=colour, pattern=pattern)
     for words, pattern in meanings(GROUND_WORDS).items()

@@ -91,7 +91,7 @@ def offload_of(networks: Iterable[nn.Module]) -> str:
         return "model"
     if any(isinstance(hook, AlignDevicesHook) and hook.offload for hook in hooks):
         return "sequential"
-    registries = [module._diffusers_hook for module in modules if hasattr(module, "_diffusers_hook")]
+    registries: list[Any] = [module._diffusers_hook for module in modules if hasattr(module, "_diffusers_hook")]
     return "group" if any(each.get_hook(GROUP_OFFLOADING) is not None for each in registries) else "none"
 
 

@@ -34,7 +34,8 @@ def schedule(
 
 
 def _begin_at(scheduler: FlowMatchEulerDiscreteScheduler, start: Number) -> None:
-    below = scheduler.sigmas[scheduler.sigmas < start]
+    sigmas = torch.as_tensor(scheduler.sigmas)
+    below = sigmas[sigmas < start]
     scheduler.sigmas = torch.cat((below.new_tensor([start]), below))
     scheduler.timesteps = scheduler.sigmas[:-1] * scheduler.config["num_train_timesteps"]  # type: ignore[assignment]
 

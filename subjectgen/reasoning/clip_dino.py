@@ -48,8 +48,8 @@ class ClipDinoJudge:
         dino: str = DINO,
         clip: str = CLIP,
         *,
-        dino_revision: str | None = None,
-        clip_revision: str | None = None,
+        dino_revision: str = "main",
+        clip_revision: str = "main",
         device: torch.device | str = "cpu",
     ) -> "ClipDinoJudge":
         """Of repositories of the Hub, or folders. Never unpickles. Raises WeightsError."""

@@ -71,7 +71,7 @@ def parse_plan(text: str, num_subjects: int, asked: str) -> Plan:
             subjects.append(_subject(found))
             position = found.end()
         decided = _found(DECIDED.fullmatch(text, position), "<plan> and <prompt>, and nothing else,")
-        return Plan(subjects=tuple(subjects), asked=asked, **decided.groupdict())
+        return Plan(subjects=tuple(subjects), asked=asked, **decided.groupdict())  # type: ignore[arg-type]
     except ValueError as error:
         raise PlanError(f"the MLLM wrote no plan: {error}. It wrote: {text!r}", text) from error
 

@@ -75,4 +75,4 @@ class Refinement:
         if pipe.interrupt or (request.best_of == 1 and self.judge is None):
             return first_of(len(latents) // request.best_of, request.best_of)
         judge = MllmJudge(pipe) if self.judge is None else self.judge
-        return best_of(pipe, judge, request, resolved, to_image(pipe.vae, latents, "pil"))
+        return best_of(pipe, judge, request, resolved, to_image(pipe.vae, latents, "pil"))  # type: ignore[arg-type]

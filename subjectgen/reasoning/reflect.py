@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +43,7 @@ class Reflection:
     def __post_init__(self) -> None:
         if type(self.rounds) is not int or self.rounds < 0:
             raise ValueError(f"reflect={self.rounds!r}: expected a whole number of rounds, 0 for none")
-        if isinstance(self.sigma, bool) or not isinstance(self.sigma, Real) or not 0 < self.sigma <= 1:
+        if isinstance(self.sigma, bool) or not isinstance(self.sigma, (int, float)) or not 0 < self.sigma <= 1:
             raise ValueError(
                 f"reflect_sigma={self.sigma!r}: expected a number above 0 (the picture stays) up to 1 (none of it does)"
             )

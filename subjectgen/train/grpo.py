@@ -116,7 +116,7 @@ def train(
         stop = stopped()
     if stop:
         raise KeyboardInterrupt(f"step {trainer.state.global_step} is saved in {out}; --resume goes on with it")
-    pipe.mllm = trainer.model.merge_and_unload()
+    pipe.mllm = trainer.model.merge_and_unload()  # type: ignore[union-attr, operator]
     with whole_folder(out / "export") as folder:
         pipe.mllm.save_pretrained(folder / "mllm")
         pipe.processor.save_pretrained(folder / "processor")
@@ -130,7 +130,7 @@ def trainer_of(
     set_seed(settings.seed)  # the LoRA begins with random weights
     trainer = GRPOTrainer(
         pipe.mllm,
-        list(rewards),
+        list(rewards),  # type: ignore[arg-type]  (an invariant list of a union)
         GRPOConfig(
             str(out / "checkpoints"),
             max_steps=settings.steps,

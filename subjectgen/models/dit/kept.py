@@ -77,7 +77,7 @@ def _stacked(
     num_blocks = len(next(sample for sample in groups[0] if sample is not None))
     stack = None
     for index in range(num_blocks):
-        block = torch.cat([_padded([each and each[index] for each in samples]) for samples in groups], dim=1)
+        block = torch.cat([_padded([each[index] if each else None for each in samples]) for samples in groups], dim=1)
         stack = block.new_empty(num_blocks, *block.shape) if stack is None else stack
         stack[index] = block
     assert stack is not None  # a net has blocks

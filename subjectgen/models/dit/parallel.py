@@ -85,7 +85,7 @@ def ranks_of(transformer: Any) -> Ranks:
         return Ranks()
     _check_split(transformer, config)
     _check_cache(transformer)
-    return Ranks(config.ulysses_degree, config._ulysses_local_rank)
+    return Ranks(config.ulysses_degree or 1, config._ulysses_local_rank)
 
 
 def enable_context_parallel(transformer: Any, ulysses_degree: int) -> None:
@@ -161,7 +161,7 @@ def _check_processes(ulysses_degree: int) -> None:
 
 def _check_split(transformer: Any, config: ContextParallelConfig) -> None:
     heads, degree = transformer.config["num_attention_heads"], config.ulysses_degree
-    if config.ring_degree > 1:
+    if (config.ring_degree or 1) > 1:
         raise ValueError(
             f"ring_degree={config.ring_degree}: expected 1, kept keys and biases cannot go round a ring. "
             f"Use ContextParallelConfig(ulysses_degree={config.ring_degree})"

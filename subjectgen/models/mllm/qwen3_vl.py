@@ -56,7 +56,7 @@ class Qwen3VLReader(MllmReader):
         read = ReferencePrefix(
             states=states,
             is_image=self._is_image(ids)[dropped:].to(self.device),
-            **kept_in(cache),
+            **kept_in(cache),  # type: ignore[arg-type]
             position=int(positions.max()) + 1,
             num_references=len(images),
         )

@@ -16,11 +16,23 @@ from typing import Annotated, Any
 import torch
 import typer
 from both_sides import BothSides, Case, Flux, Qwen
-from operations import PRESETS, STEPS, Kind, count_table, header, line, passes, stage_steps, step_operations, written
+from operations import (
+    PRESETS,
+    STEPS,
+    Kind,
+    count_table,
+    header,
+    line,
+    passes,
+    stage_steps,
+    stages_of,
+    step_operations,
+    written,
+)
 from torch import nn
 
 from subjectgen.generate.guide import Guidance
-from subjectgen.generate.stages import STAGE_PRESETS, Stage, resolve_stages
+from subjectgen.generate.stages import Stage, resolve_stages
 from subjectgen.load import recipe
 from subjectgen.placement import best_device
 
@@ -128,7 +140,7 @@ def measure(sides: BothSides, case: Case, guidance: Guidance, rounds: int, steps
     """One row: diffusers, and ours in every mode and preset, measured in turn; the first round warms up."""
     runs: dict[Any, Callable[[], dict[str, float]]] = {"diffusers": lambda: theirs_once(sides, case, guidance, steps)}
     for mode in sides.modes:
-        for stage in {(s.semantic, s.identity) for name in PRESETS for s in STAGE_PRESETS[name]}:
+        for stage in {(s.semantic, s.identity) for name in PRESETS for s in stages_of(case, name)}:
             runs[mode, stage] = lambda m=mode, k=stage: ours_once(sides, case, m, guidance, k, steps)
         for name in PRESETS:
             runs[mode, name] = lambda m=mode, n=name: read_once(sides, case, m, guidance, n)
@@ -151,7 +163,7 @@ def costs_of(sides: BothSides, case: Case, medians: dict[Any, dict[str, float]])
             parts = [(count, medians[mode, stage]) for stage, count in stage_steps(sides, case, name)]
             costs[mode, name] = Cost(
                 image=medians[mode, name]["read"] + sum(count * part["step"] for count, part in parts),
-                step=medians[mode, (1.0, 1.0)]["step"],
+                step=medians[mode, (1.0, float(case.references > 0))]["step"],
                 peak=int(max(part["peak"] for _, part in parts)),
             )
     return costs
@@ -171,7 +183,7 @@ def ours_once(sides: BothSides, case: Case, mode: str, guidance: Guidance, kind:
 def read_once(sides: BothSides, case: Case, mode: str, guidance: Guidance, preset: str) -> dict[str, float]:
     """What is done before the steps: references and prompt are read for all stages."""
     velocity_for, started = sides.velocity_for(case, mode, guidance), clock()
-    for stage in STAGE_PRESETS[preset]:
+    for stage in stages_of(case, preset):
         velocity_for(stage)
     return {"read": clock() - started}
 

@@ -89,10 +89,15 @@ def reading_operations(kind: Any, transformer: nn.Module, case: Case, mode: str,
     return sum(operations(transformer, *tokens) for tokens in kind.readings(case, num_prompts))
 
 
+def stages_of(case: Case, preset: str) -> list[Stage]:
+    """A preset's stages for this many references."""
+    return [stage if case.references else stage.without_references for stage in STAGE_PRESETS[preset]]
+
+
 def stage_steps(sides: BothSides | type[Any], case: Case, preset: str) -> list[tuple[Kind, int]]:
     """The stages of a preset by their weights, and how many of an image's steps are theirs."""
     sigmas = schedule(sides.scheduler(), STEPS, case.num_noise).tolist()
-    stages = STAGE_PRESETS[preset]
+    stages = stages_of(case, preset)
     return [((s.semantic, s.identity), n) for s, n in zip(stages, split_steps(stages, sigmas), strict=True)]
 
 

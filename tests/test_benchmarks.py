@@ -136,8 +136,12 @@ def test_images_are_their_steps(backbones, sides):
 
 
 def test_stages_are_those_of_the_true_size(backbones, sides):
-    steps = dict(backbones.stage_steps(sides, backbones.parsed("0"), "paper"))
-    assert list(steps.values()) == ([4, 7, 17] if "joint" in sides.modes else [3, 4, 21])
+    split = [4, 7, 17] if "joint" in sides.modes else [3, 4, 21]
+    both, semantic, identity = (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)
+    kinds = {"1x1024": [semantic, both, identity], "0": [semantic] * 3}  # alone, the prompt is heard to the end
+    for row, expected in kinds.items():
+        steps = backbones.stage_steps(sides, backbones.parsed(row), "paper")
+        assert steps == list(zip(expected, split, strict=True))
 
 
 def test_a_row_that_says_nothing(backbones):

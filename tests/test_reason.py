@@ -92,9 +92,7 @@ class TestAnswer:
         seen = " ".join(
             f"<image{k}><|vision_start|>{'<|image_pad|>' * count}<|vision_end|>" for k, count in enumerate(slots, 1)
         )
-        text = (
-            f"{SYSTEM_AND_USER}{seen}{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
-        )
+        text = f"{SYSTEM_AND_USER}{seen}{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
         ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
         inputs = {}
         if images:

@@ -40,7 +40,7 @@ def activations(
         held["identity"] = hidden + vae_encoding(vae, items["vae"], largest)
     dit = Dit.of(transformer, items["transformer"], conditions)
     held["sample"] = hidden + sampling(dit, work)
-    held["to image"] = hidden + dit.subjects(work) + decoding(vae, items["vae"], work)
+    held["to image"] = decoding(vae, items["vae"], work)
     return held
 
 

@@ -129,10 +129,15 @@ class TestMemory:
 
 
 def allocated(run):
-    """The most bytes that `run` holds at once."""
-    run()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    """The most bytes that `run` holds at once, by one thread: on a CPU attention has a workspace for each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         run()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            run()
+    finally:
+        torch.set_num_threads(threads)
     events = profiler.profiler.kineto_results.events()
     changes = [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns()) if event.name() == "[memory]"]
     return int(torch.tensor(changes).cumsum(0).max())

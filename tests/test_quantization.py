@@ -6,11 +6,10 @@ import sys
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
-from diffusers import BitsAndBytesConfig, FluxTransformer2DModel, QwenImage21Transformer2DModel
+from diffusers import BitsAndBytesConfig, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from tiny_adapter import base_transformer, merged, trained_pipeline, velocity
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
-from tiny_qwen import tiny_qwen_components
 from torch import nn
 from torchao.utils import TorchAOBaseTensor
 from transformers import BitsAndBytesConfig as MllmBitsAndBytesConfig
@@ -95,16 +94,6 @@ class TestNearAndSmaller:
         assert quantised_layers(pipe.transformer) == in_blocks and len(in_blocks) == 14 + 2 * 6
         assert quantised_layers(pipe.mllm) == in_decoder and len(in_decoder) == 3 * 7
         assert not quantised_layers(pipe.vae) and not quantised_layers(pipe.aggregator)
-
-    def test_layers_of_qwen_image(self, quantization, tmp_path):
-        configs, components = quantization_configs(quantization, torch.float32), tiny_qwen_components()
-        components["transformer"].save_pretrained(tmp_path)
-        transformer = QwenImage21Transformer2DModel.from_pretrained(
-            tmp_path, quantization_config=configs["transformer"], torch_dtype=torch.float32
-        )
-        in_blocks = {name for name in linear_layers(transformer) if name.startswith("transformer_blocks.")}
-        assert quantised_layers(transformer) == in_blocks and len(in_blocks) == 2 * 7
-        check_network("transformer", transformer, tmp_path)
 
 
 def linear_layers(network):

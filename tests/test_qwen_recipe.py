@@ -4,11 +4,13 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_quantization import num_bytes
+from test_quantization import linear_layers, num_bytes, quantised_layers
 from tiny_qwen import TinyQwenProcessor, random, tiny_qwen_components
 
 from subjectgen.load import recipe, recipes
 from subjectgen.models.dit.qwen_image_2_1 import QwenImage21Denoiser
+from subjectgen.quantization import quantization_configs
+from subjectgen.strict import check_network
 from subjectgen.weights import WeightsError
 
 PROMPT = "a red cat on the blue ground"
@@ -92,6 +94,18 @@ def test_quantised(module, quantization):
     for part in (lambda pipe: pipe.mllm.model.language_model.layers, lambda pipe: pipe.transformer.transformer_blocks):
         plain, quantised = (num_bytes(part(pipe)) for pipe in pipes)
         assert quantised < 0.5 * plain
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_quantised_are_the_layers_of_blocks(quantization, tmp_path):
+    tiny_qwen_components()["transformer"].save_pretrained(tmp_path)
+    configs = quantization_configs(quantization, torch.float32)
+    transformer = diffusers.QwenImage21Transformer2DModel.from_pretrained(
+        tmp_path, quantization_config=configs["transformer"], torch_dtype=torch.float32
+    )
+    in_blocks = {name for name in linear_layers(transformer) if name.startswith("transformer_blocks.")}
+    assert quantised_layers(transformer) == in_blocks and len(in_blocks) == 2 * 7
+    check_network("transformer", transformer, tmp_path)
 
 
 def test_it_is_found_by_its_name():

@@ -4,6 +4,7 @@ import itertools
 import json
 from contextlib import contextmanager
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -11,7 +12,6 @@ from diffusers import (
     FluxPipeline,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
-    QwenImage21Pipeline,
     TaylorSeerCacheConfig,
 )
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
@@ -155,7 +155,7 @@ def test_flux_with_a_cache_is_that_of_diffusers(config, scale):
 def test_qwen_with_a_cache_is_that_of_diffusers(config, images):
     """The sequence of diffusers is whole in each step (no K/V cache), ours is the noise: both skip the same steps."""
     components = tiny_qwen_components()
-    theirs = QwenImage21Pipeline(text_encoder=components.pop("mllm"), **components)
+    theirs = diffusers.QwenImage21Pipeline(text_encoder=components.pop("mllm"), **components)
     mine = tiny_qwen_pipeline()
     for pipe in (theirs, mine):
         pipe.transformer.load_state_dict(tiny_qwen_transformer().state_dict())

@@ -74,6 +74,7 @@ def test_pictures_per_second(tmp_path):
 @pytest.fixture(scope="module")
 def backbones():
     """The module, with its neighbours found as they are beside a script."""
+    pytest.importorskip("diffusers", minversion="0.41")  # the first with both backbones
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield script("backbones")

@@ -8,6 +8,12 @@ from subjectgen.load import recipe
 FLUX, QWEN = "flux-internvl3", "qwen-image-2.1"
 
 
+@pytest.fixture(autouse=True)
+def qwen_has_its_diffusers(request):
+    if "qwen" in request.node.name:
+        pytest.importorskip("diffusers", minversion="0.41")
+
+
 def num_parameters(name):
     return {part: sum(weight.numel() for weight in net.parameters()) for part, net in recipe(name).skeleton().items()}
 

@@ -53,13 +53,14 @@ def this_machine() -> Machine:
 
 def rows(machine: Machine, models: Sequence[str], references: int, size: int | None) -> list[Row]:
     """Each model's needs by offloading and quantisation, fastest first; "fastest" marks the first that fits."""
+    from subjectgen.extras import MissingExtraError
     from subjectgen.weights import WeightsError
 
     table: list[Row] = []
     for model in models:
         try:
             table += _rows(machine, model, references, size)
-        except WeightsError as error:
+        except (MissingExtraError, WeightsError) as error:
             table.append((model, "", str(error), "", ""))
     return table
 

@@ -194,10 +194,6 @@ def adapter():
 
 
 class TestLora:
-    @pytest.fixture(autouse=True)
-    def peft_knows_torchao(self):
-        pytest.importorskip("peft", minversion="0.21")  # 0.18 asks torchao 0.18 for a class that it has no more
-
     def test_identity_and_style(self, folder, quantization, adapter):
         """Near the sum worked out by hand, which either LoRA alone is far from."""
         pipe = loaded(folder, quantization)

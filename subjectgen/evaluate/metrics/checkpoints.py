@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -36,9 +37,12 @@ class Checkpoint:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
-def folder_of(checkpoint: Checkpoint, files: Sequence[str]) -> Path:
-    """Where these files (or patterns) of a checkpoint are, downloaded at the first use. Raises WeightsError."""
-    folder = Path(checkpoint.repo) if checkpoint.revision is None else _downloaded(checkpoint, files)
+def folder_of(checkpoint: Checkpoint, files: Sequence[str], also: Sequence[str] = ()) -> Path:
+    """Where these files (or patterns) of a checkpoint are, downloaded at the first use. Raises WeightsError.
+
+    also: what is downloaded too, if there is any.
+    """
+    folder = Path(checkpoint.repo) if checkpoint.revision is None else _downloaded(checkpoint, [*files, *also])
     missing = [pattern for pattern in files if not any(folder.glob(pattern))]
     if missing:
         raise WeightsError(f"'{checkpoint}' has no {', '.join(missing)} in '{folder}'. {_remedy(checkpoint, files)}")
@@ -61,8 +65,8 @@ def _remedy(checkpoint: Checkpoint, files: Sequence[str]) -> str:
     command = f"hf download {checkpoint.repo} --revision {checkpoint.revision}"
     wanted = " ".join(f"--include '{each}'" for each in files)
     return (
-        f"Run `{command} {wanted}` where there is a network and bring the cache here, or give the folder of these files "
-        "as Checkpoint(repo=FOLDER)."
+        f"Run `{command} {wanted}` where there is a network and bring the cache here, or give the folder of these "
+        "files as Checkpoint(repo=FOLDER)."
     )
 
 
@@ -70,9 +74,15 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """All weights of a checkpoint by name, on the CPU. Raises WeightsError."""
     path = folder_of(checkpoint, [checkpoint.weights]) / checkpoint.weights
     with loading(str(checkpoint)):
-        if path.suffix == ".safetensors":
-            return load_file(path)
+        return load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """Raises WeightsError where more than tensors would have to be made: torch's own message says how to allow it."""
+    try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise WeightsError(f"'{path}' is no pickle of tensors alone: it was not read. Download it again.") from error
 
 
 def network_of(kind: type[Network], checkpoint: Checkpoint, **options: Any) -> Network:

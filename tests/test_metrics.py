@@ -2,11 +2,13 @@
 
 import math
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import snapshot_download
 from mock_hub import running
 from PIL import Image
 from tiny import tiny_tokenizer
@@ -177,11 +179,12 @@ class TestPatchRecall:
         paid = eager.eval()(middle(WIDE, 73, 64), output_attentions=True).attentions[1][0, :, 0, 1:].mean(0)
         assert torch.allclose(seen.attention, paid, atol=1e-5)
 
-    def test_nothing_in_common(self):
-        """Each patch of one is as far from all of the other: only those nearest by chance of order meet."""
-        apart = torch.cat([torch.zeros(196, 196), PASTE], dim=1)
-        here = torch.cat([PASTE, torch.zeros(196, 196)], dim=1)
-        assert recall(square(here), square(apart)) == pytest.approx(1 / 118, abs=1e-3)
+    def test_orthogonal_is_zero(self):
+        """No patch is nearer than another; of equals the first are taken, which are not the subject's."""
+        attention = torch.zeros(196)
+        attention[98:] = 1
+        here, there = torch.eye(392)[:196], torch.eye(392)[196:]
+        assert recall(square(here, attention), square(there)) == 0
 
     def test_pasted_elsewhere(self):
         """Three columns to the right, over an unknown ground: 11 of 14 columns are left, all in one arrangement."""
@@ -268,9 +271,7 @@ class TestPose:
         pose = pose_of(logits)
         assert (pose.azimuth, pose.polar, pose.confidence) == (350, -15, pytest.approx(0.75))
 
-    @pytest.mark.parametrize(
-        ("first", "second", "degrees"), [(350, 20, 30), (0, 180, 180), (90, 90, 0), (10, 200, 170)]
-    )
+    @pytest.mark.parametrize("angles", [(350.0, 20.0, 30), (0.0, 180.0, 180), (90.0, 90.0, 0), (10.0, 200.0, 170)])
     def test_the_short_way_round(self, angles):
         first, second, degrees = angles
         assert turn(first, second) == turn(second, first) == degrees
@@ -314,9 +315,8 @@ class TestCheckpoints:
         with running() as hub:
             names = ("config.json", "model.safetensors")
             hub.repos["them/eyes"] = {name: (folders["dino"] / name).read_bytes() for name in names}
-            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+            get = partial(snapshot_download, endpoint=hub.url, cache_dir=tmp_path)
+            monkeypatch.setattr("subjectgen.evaluate.metrics.checkpoints.snapshot_download", get)
             there = Checkpoint(repo="them/eyes", revision=hub.sha("them/eyes"))
             fetched = network_of(ViTModel, there, add_pooling_layer=False)
             assert folder_of(there, names).name == there.revision

@@ -6,7 +6,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import seeded, tiny_tokenizer
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    ViTConfig,
+    ViTModel,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 SIDE, PATCH = 64, 16  # a grid of 4 x 4
@@ -58,3 +70,44 @@ def save_orientation(folder, num_logits):
     weights |= {f"down_sampler.{name}": tensor for name, tensor in tiny_head(num_logits).state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     torch.save(weights, folder / "dino_weight.pt")
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{% for part in message.content %}"
+    "{% if part.type == 'image' %}<IMG_CONTEXT>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>{% endfor %}"
+)
+
+
+@seeded
+def tiny_chat_model():
+    """A LLaVA: of all chat models with images the one whose processor asks for nothing but Pillow."""
+    vision = CLIPVisionConfig(**EYES, intermediate_size=32, image_size=28, patch_size=14)
+    text = LlamaConfig(
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
+        max_position_embeddings=2048,
+    )
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_id=5, image_seq_length=4)
+    )
+
+
+def save_chat_model(folder):
+    tiny_chat_model().save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    tokenizer = tiny_tokenizer()
+    processor = LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<IMG_CONTEXT>",
+        chat_template=TEMPLATE,
+    )
+    processor.save_pretrained(folder)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -39,6 +39,7 @@ class Question:
     text: str
 
 
+@runtime_checkable
 class Answerer(Protocol):
     """Answers questions, always in the same way: the likeliest words."""
 

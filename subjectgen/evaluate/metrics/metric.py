@@ -1,7 +1,7 @@
 """What a metric is: pictures with their references and prompts => named scores of each picture."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from PIL import Image
@@ -13,6 +13,7 @@ Thing = TypeVar("Thing")
 Seen = TypeVar("Seen")
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Scores pictures: `names` are the keys of what it returns, `checkpoints` the networks that it looks with."""
 

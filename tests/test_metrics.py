@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from mock_hub import running
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
 from tiny_metrics import save_clip, save_orientation, tiny_clip, tiny_dino, tiny_dinov2, tiny_head
 from tiny_pipeline import picture
@@ -286,7 +287,7 @@ class TestPose:
             {"dinov2.x": torch.zeros(1), "down_sampler.net1.0.bias": torch.zeros(3)}, tmp_path / "dino_weight.pt"
         )
         backbone = Checkpoint(repo=str(folders["orientation"] / "dinov2"))
-        with pytest.raises(WeightsError, match=r"lacks embeddings.cls_token"):
+        with pytest.raises(WeightsError, match=rf"'{tmp_path}' lacks embeddings.cls_token.*of the Dinov2Model"):
             PoseDifference.from_pretrained(
                 checkpoint=Checkpoint(repo=str(tmp_path), weights="dino_weight.pt"), backbone=backbone
             )
@@ -320,6 +321,14 @@ class TestCheckpoints:
             fetched = network_of(ViTModel, there, add_pooling_layer=False)
             assert folder_of(there, names).name == there.revision
         assert all(torch.equal(*pair) for pair in zip(fetched.parameters(), tiny_dino().parameters(), strict=True))
+
+    def test_a_weight_is_missing(self, folders, tmp_path):
+        weights = load_file(folders["dino"] / "model.safetensors")
+        del weights["layernorm.bias"]
+        save_file(weights, tmp_path / "model.safetensors")
+        tiny_dino().config.save_pretrained(tmp_path)
+        with pytest.raises(WeightsError, match=r"lacks layernorm.bias: expected all weights of the ViTModel"):
+            DinoSimilarity.from_pretrained(checkpoint=Checkpoint(repo=str(tmp_path)))
 
     def test_no_such_file(self, tmp_path):
         with pytest.raises(WeightsError, match=r"has no model.safetensors in .*Give the folder"):

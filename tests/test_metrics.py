@@ -331,7 +331,7 @@ class TestCheckpoints:
             DinoSimilarity.from_pretrained(checkpoint=Checkpoint(repo=str(tmp_path)))
 
     def test_no_such_file(self, tmp_path):
-        with pytest.raises(WeightsError, match=r"has no model.safetensors in .*Give the folder"):
+        with pytest.raises(WeightsError, match=r"has no config.json, model.safetensors in .*Give the folder"):
             network_of(CLIPModel, Checkpoint(repo=str(tmp_path)))
 
     def test_a_pickle_that_runs_code(self, tmp_path):

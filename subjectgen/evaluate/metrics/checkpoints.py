@@ -88,6 +88,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
 def network_of(kind: type[Network], checkpoint: Checkpoint, **options: Any) -> Network:
     """A network with all its weights, float32, in eval mode. options: of `from_pretrained`. Raises WeightsError."""
+    folder_of(checkpoint, [CONFIG, checkpoint.weights])  # asked for together: an error names all that is needed
     return built(kind, checkpoint, checkpoint, **options)
 
 

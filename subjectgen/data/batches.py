@@ -1,6 +1,6 @@
 """Endless training batches of the emoji world; batch n of a seed is always the same."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose, Renderer
-from subjectgen.data.world import Scene, random_count, random_scene
+from subjectgen.data.world import POSES, Scene, random_count, random_scene
 
 HUES = tuple(range(0, 360, 60))  # degrees
 SHARE_STRAIGHT = 0.6  # of the references that are trained on
+SHARE_CLUTTERED = 0.6  # of the references that are read: not upright and alone in the middle
 ALIKE = 8  # neighbouring batches with equally many subjects: processes that train together wait for the slowest
 
 
@@ -68,6 +69,24 @@ def random_reference_pose(rng: np.random.Generator) -> ReferencePose:
         x=float(rng.uniform(-0.08, 0.08)),
         y=float(rng.uniform(-0.08, 0.08)),
     )
+
+
+def reading_pose(rng: np.random.Generator, num_subjects: int) -> ReferencePose:
+    """Usually as references are; sometimes turned, small and off the centre, with a ground and a second thing."""
+    if rng.random() > SHARE_CLUTTERED:
+        return random_reference_pose(rng)
+    turned = rng.random() < 0.6
+    degrees = (float(rng.choice([d for d in POSES.values() if d])) if turned else 0.0) + float(rng.uniform(-8, 8))
+    scale = float(rng.uniform(0.4, 0.8))
+    pose = ReferencePose(degrees=degrees, scale=scale, x=shift(rng, scale), y=shift(rng, scale))
+    ground = random_scene(rng, 1).ground if rng.random() < 0.6 else None
+    beside = random_looks(rng, num_subjects, 1)[0] if scale < 0.6 and rng.random() < 0.5 else None
+    return replace(pose, ground=ground, beside=beside)
+
+
+def shift(rng: np.random.Generator, scale: float) -> float:
+    """How far a subject of this scale may move and stay inside."""
+    return float(rng.uniform(-1, 1) * (1 - scale))
 
 
 def generator_of(seed: int, index: int, device: torch.device) -> torch.Generator:

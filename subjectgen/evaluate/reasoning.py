@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from subjectgen.data.batches import HUES
+from subjectgen.data.batches import HUES, reading_pose
 from subjectgen.data.indirect import Riddle, riddle
 from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose
@@ -27,7 +27,6 @@ from subjectgen.files import whole_file
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.references import cropped_as_seen
-from subjectgen.train.mllm import reading_pose
 
 BATCH = 20
 PICTURES = (0.5, 0.5)  # shares of riddles about one and about two references

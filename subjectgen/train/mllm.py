@@ -1,6 +1,5 @@
 """Phase 2: a tiny InternVL learns to read references and to rewrite a request into a plan. Frozen afterwards."""
 
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from subjectgen.data.batches import random_looks, random_reference_pose
+from subjectgen.data.batches import random_looks, reading_pose
 from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.sightings import sighting
 from subjectgen.data.talks import Talk, corpus, judgement_talk, plan_talk, question_talk, random_painted
-from subjectgen.data.world import POSES, SIDE, random_count, random_scene
+from subjectgen.data.world import SIDE, random_count
 from subjectgen.evaluate.sheet import picture_grid
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.models.mllm.processor import SubjectProcessor
@@ -28,7 +27,6 @@ PATCH = 16  # pixels
 IMAGE_TOKENS = (SIDE // PATCH // 2) ** 2  # after the pixel shuffle
 SHARE_OF_JUDGEMENTS = 0.15  # pictures to be compared with what was asked for
 SHARE_OF_PLANS = 0.6  # of the rest; what remains are questions about one reference
-SHARE_CLUTTERED = 0.6  # references that do not stand upright and alone in the middle
 IGNORED = -100  # label of tokens that are not learned
 PAD_TO = 32  # tokens; few lengths, few recompilations
 
@@ -209,24 +207,6 @@ class MllmPhase:
         copy.load_state_dict(self.model.state_dict())
         copy.to(torch.bfloat16).save_pretrained(folder / "mllm")  # type: ignore[arg-type]
         self.processor.save_pretrained(folder / "processor")
-
-
-def reading_pose(rng: np.random.Generator, num_subjects: int) -> ReferencePose:
-    """Usually as references are; sometimes turned, small and off the centre, with a ground and a second thing."""
-    if rng.random() > SHARE_CLUTTERED:
-        return random_reference_pose(rng)
-    turned = rng.random() < 0.6
-    degrees = (float(rng.choice([d for d in POSES.values() if d])) if turned else 0.0) + float(rng.uniform(-8, 8))
-    scale = float(rng.uniform(0.4, 0.8))
-    pose = ReferencePose(degrees=degrees, scale=scale, x=shift(rng, scale), y=shift(rng, scale))
-    ground = random_scene(rng, 1).ground if rng.random() < 0.6 else None
-    beside = random_looks(rng, num_subjects, 1)[0] if scale < 0.6 and rng.random() < 0.5 else None
-    return replace(pose, ground=ground, beside=beside)
-
-
-def shift(rng: np.random.Generator, scale: float) -> float:
-    """How far a subject of this scale may move and stay inside."""
-    return float(rng.uniform(-1, 1) * (1 - scale))
 
 
 def as_painted(rng: np.random.Generator, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:

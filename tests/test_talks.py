@@ -12,11 +12,10 @@ from tiny_subjects import blob, quarters, subjects_from
 from subjectgen.data.indirect import riddle
 from subjectgen.data.plans import plan
 from subjectgen.data.render import Look, ReferencePose, Renderer
-from subjectgen.data.sightings import Sighting, sighting
+from subjectgen.data.sightings import POSES_SEEN, Sighting, sighting
 from subjectgen.data.talks import Painted, corpus, judgement_talk, plan_talk, question_talk, random_painted
 from subjectgen.data.world import COLOURS, PATTERNS, PLACES, SIDE, Ground, Placement, Scene, random_scene
 
-POSES_SEEN = ("upright", "upside down", "tilted left", "tilted right")
 NAMES = ("brick", "teapot", "lemon")
 
 

@@ -6,6 +6,7 @@ from subjectgen.data.render import Look, ReferencePose, Renderer, colour_words_o
 from subjectgen.data.world import PLACES, Ground
 
 PAPER = Ground(colour="white")
+POSES_SEEN = ("upright", "upside down", "tilted left", "tilted right")
 Box = tuple[int, int, int, int]  # left, top, right, bottom in percent of the side
 
 
@@ -16,7 +17,7 @@ class Sighting:
     name: str
     colours: tuple[str, ...]  # largest share first
     box: Box
-    pose: str  # "upright", "upside down", "tilted left", "tilted right"
+    pose: str  # of POSES_SEEN
     ground: Ground
 
     @property

@@ -460,7 +460,7 @@ class TestTrainAndEvaluate:
 
     def test_train(self, calls: list[dict[str, Any]]):
         run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume",
-            "--cutouts", "animals", "--batch-size", "4", "--compile", "--start", "earlier")  # fmt: skip
+            "--cutouts", "animals", "--batch-size", "4", "--compile", "--init-from", "earlier")  # fmt: skip
         budget = {"minutes": 2.5, "steps": None, "resume": True, "compile": True, "start": Path("earlier")}
         assert calls == [
             {"given": (), "phase": "vae", "out": Path("runs/a"), "cutouts": Path("animals"), "batch_size": 4, **budget}

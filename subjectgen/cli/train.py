@@ -24,7 +24,7 @@ def mini(
     compile: Annotated[
         bool, typer.Option("--compile", help="By torch.compile: minutes at the start, for long runs.")
     ] = False,
-    start: Annotated[
+    init_from: Annotated[
         Path | None, typer.Option(help="For sight, mllm and align: a pipeline's folder to go on from.")
     ] = None,
 ) -> None:
@@ -44,7 +44,7 @@ def mini(
         cutouts=cutouts,
         batch_size=batch_size,
         compile=compile,
-        start=start,
+        start=init_from,
     )
 
 

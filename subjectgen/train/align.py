@@ -40,7 +40,7 @@ class AlignPhase(SubjectPhase):
         if mine != teachers:
             raise ValueError(
                 f"the tokenizer of the trained MLLM is not that of {self.folder}: expected the same tokens. Train the "
-                f"MLLM on from there (--phase sight --start {self.folder}), or train --phase stage1 instead of align."
+                f"MLLM on from there (--phase sight --init-from {self.folder}), or --phase stage1 in place of align."
             )
 
     def start(self, run: Path) -> tuple[DualLayerAggregator, FluxTransformer2DModel]:

@@ -118,12 +118,10 @@ def check_start(phase: str, out: Path, start: Path | None) -> None:
     """Which phases may, and which must, go on from a pipeline."""
     if start is not None and phase not in STARTS:
         raise ValueError(
-            f"--start '{start}' with --phase {phase}: expected --phase {', '.join(STARTS)}; the others start in {out}"
+            f"--init-from '{start}' with --phase {phase}: expected --phase {', '.join(STARTS)}; others start in {out}"
         )
     if start is None and phase == "align":
-        raise ValueError(
-            "--phase align without --start: expected the pipeline whose DiT is to be kept. Name its folder"
-        )
+        raise ValueError("--phase align without --init-from: expected the pipeline whose DiT is kept. Name its folder")
 
 
 def check_before(phase: str, out: Path, start: Path | None) -> None:

@@ -84,7 +84,7 @@ def trained(folder: Path) -> tuple[SubjectProcessor, InternVLForConditionalGener
 
 def export(model: InternVLForConditionalGeneration, processor: SubjectProcessor, folder: Path) -> None:
     """Save model (bfloat16) and processor beside each other."""
-    copy = new_mllm(processor)
+    copy = InternVLForConditionalGeneration(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(folder / "mllm")  # type: ignore[arg-type]
     processor.save_pretrained(folder / "processor")

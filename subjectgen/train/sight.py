@@ -15,7 +15,7 @@ from subjectgen.data.render import Renderer
 from subjectgen.data.sightings import POSES_SEEN, Sighting, sighting
 from subjectgen.data.world import COLOURS, PATTERNS, SIDE
 from subjectgen.evaluate.sheet import picture_grid
-from subjectgen.train.mini_mllm import IMAGE_TOKENS, export, trained, untrained
+from subjectgen.train.mini_mllm import export, trained, untrained
 
 Loss = Callable[[Tensor, Sequence[Sighting]], Tensor]
 BOX_WEIGHT = 4.0  # of the box's error, in sides of the picture, against the entropies in nats
@@ -25,11 +25,12 @@ class Heads(nn.Module):
     """What is to be read off the image tokens of one picture, each by one linear layer; thrown away after training."""
 
     def __init__(self, names: Sequence[str], width: int):
+        """width: of all image tokens of a picture together."""
         super().__init__()
         self.names = list(names)
         sizes = {"name": len(names), "colours": 2 * len(COLOURS), "pose": len(POSES_SEEN), "box": 4}
         sizes |= {"ground": len(COLOURS), "pattern": len(PATTERNS)}
-        self.read = nn.ModuleDict({name: nn.Linear(IMAGE_TOKENS * width, size) for name, size in sizes.items()})
+        self.read = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
     def forward(self, tokens: Float[Tensor, "b t width"]) -> dict[str, Float[Tensor, "b n"]]:
         """Logits of each, and the box in sides of the picture."""
@@ -47,7 +48,8 @@ class SightPhase:
         torch.manual_seed(seed)
         self.processor, mllm = untrained(renderer.names) if start is None else trained(start)
         self.mllm = mllm.to(renderer.device)  # type: ignore[arg-type]  (hidden by a decorator)
-        heads = Heads(renderer.names, mllm.config.text_config.hidden_size).to(renderer.device)
+        width = self.processor.image_seq_length * mllm.config.text_config.hidden_size
+        heads = Heads(renderer.names, width).to(renderer.device)
         parts = {"tower": mllm.model.vision_tower, "projector": mllm.model.multi_modal_projector, "heads": heads}
         self.model = nn.ModuleDict(parts)
         self.heads = heads

@@ -9,7 +9,7 @@ from tiny_subjects import cutout_folder
 from subjectgen import Plan, PlannedSubject
 from subjectgen.data.world import COLOURS, PLACES
 from subjectgen.evaluate import emoji
-from subjectgen.evaluate.reasoning import ReasoningBenchmark, evaluate, intersection_over_union, read_by
+from subjectgen.evaluate.reasoning import ReasoningBenchmark, evaluate, read_by
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +20,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def benchmark(folder):
     return ReasoningBenchmark(6, 12, folder)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
-        ((0, 0, 50, 50), (0, 0, 50, 50), 1.0),
-        ((0, 0, 50, 50), (50, 0, 100, 50), 0.0),
-        ((0, 0, 40, 40), (20, 0, 60, 40), 1 / 3),
-    ],
-)
-def test_intersection_over_union(first, second, expected):
-    assert intersection_over_union(first, second) == pytest.approx(expected)
 
 
 def said(sighting, **changes):

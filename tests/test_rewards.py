@@ -21,7 +21,7 @@ from subjectgen.data.understanding import understood
 from subjectgen.data.world import Ground, Placement, Scene, random_scene
 from subjectgen.train.painted_rewards import DinoReward, Painter, PickReward, RegionReward
 from subjectgen.train.reasoning import emoji_rewards, measured
-from subjectgen.train.rewards import format_reward, obedience_reward, overlap, plan_in, subject_reward
+from subjectgen.train.rewards import format_reward, obedience_reward, plan_in, subject_reward
 from subjectgen.train.tasks import EmojiTasks, PhotographTasks, Task
 
 WHITE = Ground(colour="white")
@@ -101,16 +101,6 @@ class TestSubject:
     def test_what_is_wrong_costs_its_share(self, given, lost):
         """Of colours, box and pose of two references."""
         assert subject_reward(planned(subject(**given)), (CAT, CUP)) == pytest.approx(1 - lost / 6)
-
-    def test_overlap_counts_squares(self):
-        rng = np.random.default_rng(0)
-        for _ in range(200):
-            masks, boxes = np.zeros((2, 100, 100), bool), []
-            for mask in masks:
-                (left, right), (top, bottom) = (sorted(rng.choice(101, 2, replace=False).tolist()) for _ in "xy")
-                mask[top:bottom, left:right] = True
-                boxes.append((left, top, right, bottom))
-            assert overlap(*boxes) == pytest.approx((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
 
 
 class TestObedience:

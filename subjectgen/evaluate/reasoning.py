@@ -19,7 +19,7 @@ from subjectgen.data.batches import HUES, reading_pose
 from subjectgen.data.indirect import Riddle, riddle
 from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose
-from subjectgen.data.sightings import Sighting, sighting
+from subjectgen.data.sightings import Sighting, overlap, sighting
 from subjectgen.data.world import COLOURS, POSES, random_scene
 from subjectgen.evaluate.emoji import SEED, Case, EmojiBenchmark, nearest
 from subjectgen.evaluate.sheet import captioned_sheet, picture_of
@@ -204,18 +204,10 @@ def read_by(plan: Plan, truth: Sequence[Sighting]) -> list[Read]:
         Read(
             colour=said.colours[:1] == true.colours[:1],
             pose=said.pose == true.pose,
-            box_iou=intersection_over_union(said.box, true.box),
+            box_iou=overlap(said.box, true.box),
         )
         for said, true in zip(plan.subjects, truth, strict=True)
     ]
-
-
-def intersection_over_union(first: Sequence[int], second: Sequence[int]) -> float:
-    """Of two boxes: left, top, right, bottom."""
-    sides = [min(first[i + 2], second[i + 2]) - max(first[i], second[i]) for i in range(2)]
-    shared = max(sides[0], 0) * max(sides[1], 0)
-    areas = [max(box[2] - box[0], 0) * max(box[3] - box[1], 0) for box in (first, second)]
-    return shared / max(sum(areas) - shared, 1)
 
 
 def share(right: Sequence[bool]) -> float:

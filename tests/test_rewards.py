@@ -19,6 +19,7 @@ from subjectgen.data.subjects import load_subjects
 from subjectgen.data.talks import Asked
 from subjectgen.data.understanding import understood
 from subjectgen.data.world import Ground, Placement, Scene, random_scene
+from subjectgen.reasoning.clip_dino import Clip, Dino
 from subjectgen.train.painted_rewards import DinoReward, Painter, PickReward, RegionReward
 from subjectgen.train.reasoning import emoji_rewards, measured
 from subjectgen.train.rewards import format_reward, obedience_reward, plan_in, subject_reward
@@ -248,7 +249,7 @@ class TestJudges:
         model = Dinov2Model(Dinov2Config(**sizes))
         processor = BitImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
         same, other = picture("red", size=(28, 28)), picture("blue", size=(28, 28))
-        reward = DinoReward(nothing, model, processor)
+        reward = DinoReward(nothing, Dino(model, processor))
         pixels = torch.tensor(np.asarray(same)).permute(2, 0, 1) / 127.5 - 1
         assert reward.score(pixels, Task(prompt="", references=(same,))) == pytest.approx(1)
         with torch.no_grad():
@@ -277,6 +278,7 @@ class TestJudges:
             inputs = processor(text=[prompt], images=[shown], return_tensors="pt")
             with torch.no_grad():
                 expected = float(model(**inputs).logits_per_image[0, 0]) / 100
-            scores.append(PickReward(nothing, model, processor).score(pixels, Task(prompt=prompt, references=())))
+            reward = PickReward(nothing, Clip(model, processor.tokenizer, images))
+            scores.append(reward.score(pixels, Task(prompt=prompt, references=())))
             assert scores[-1] == pytest.approx(expected, abs=1e-6)
         assert scores[0] != scores[1]

@@ -123,6 +123,7 @@ class SubjectPipeline(SavedPipeline):
         )
         self._fingerprints = Fingerprints()
         self._interrupt = False
+        self._in_call = False
         self._num_timesteps = 0
 
     @recoverable

@@ -25,6 +25,7 @@ from subjectgen import Plan, PlanError, PlannedSubject, Round, Score, SubjectPip
 from subjectgen.cli import app
 from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
+from subjectgen.cli.model import open_model
 from subjectgen.evaluate.sheet import GAP, LINE
 from subjectgen.extras import MissingExtraError
 from subjectgen.memory import OutOfMemory
@@ -50,8 +51,8 @@ class Painter:
         self.error: BaseException | None = None
         self.opened: list[dict[str, Any]] = []
 
-    def open(self, name: str, **options: Any) -> "Painter":
-        self.opened.append({"model": name, **options})
+    def open(self, *given: Any) -> "Painter":
+        self.opened.append(inspect.signature(open_model).bind(*given).arguments)
         return self
 
     def __call__(self, prompt: str, subjects: Any, **options: Any) -> SimpleNamespace:
@@ -145,8 +146,8 @@ class TestGenerate:
         defaults = {"quantization": "none", "offload": "none", "attention_backend": None, "compile": False}
         chosen = {"quantization": "int8", "offload": "group", "attention_backend": "flash", "compile": True}
         assert painter.opened == [
-            {"model": "mini", "adapter": None, **defaults},
-            {"model": "a/base", "adapter": "mine.safetensors", **chosen},
+            {"name": "mini", "adapter": None, **defaults},
+            {"name": "a/base", "adapter": "mine.safetensors", **chosen},
         ]
         assert chosen.keys() <= inspect.signature(subjectgen.load).parameters.keys()
 
@@ -460,7 +461,7 @@ class TestTrainAndEvaluate:
 
     def test_train(self, calls: list[dict[str, Any]]):
         run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume",
-            "--cutouts", "animals", "--batch-size", "4", "--compile", "--start", "earlier")  # fmt: skip
+            "--cutouts", "animals", "--batch-size", "4", "--compile", "--init-from", "earlier")  # fmt: skip
         budget = {"minutes": 2.5, "steps": None, "resume": True, "compile": True, "start": Path("earlier")}
         assert calls == [
             {"given": (), "phase": "vae", "out": Path("runs/a"), "cutouts": Path("animals"), "batch_size": 4, **budget}

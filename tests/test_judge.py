@@ -12,12 +12,14 @@ from tiny import seeded, tiny_processor, tiny_tokenizer
 from tiny_pipeline import picture, reasoning_pipeline
 from tiny_plans import RED, TALL, a_plan
 from tiny_qwen import SYSTEM_AND_USER, reasoning_qwen_pipeline
-from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from subjectgen import ClipDinoJudge, MllmJudge, Score, Subject
 from subjectgen.masks import read_mask
 from subjectgen.models.mllm.internvl import InternVLReader
+from subjectgen.reasoning.clip_dino import COMMITS, Clip, Dino
 from subjectgen.reasoning.view import departures_grammar, views
 from subjectgen.weights import WeightsError
 
@@ -252,10 +254,8 @@ def tiny_clip():
 
 @seeded
 def tiny_dino():
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=14
-    )
-    return ViTModel(config, add_pooling_layer=False)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    return Dinov2Model(Dinov2Config(**sizes))
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +265,9 @@ def folders(tmp_path_factory):
     tiny_tokenizer().save_pretrained(clip)
     CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(clip)
     tiny_dino().save_pretrained(dino)
+    imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+    BitImageProcessorPil(**sizes, **imagenet).save_pretrained(dino)
     return {"clip": str(clip), "dino": str(dino)}
 
 
@@ -327,3 +330,16 @@ class TestClipDinoJudge:
         torch.save(tiny_dino().state_dict(), tmp_path / "pytorch_model.bin")
         with pytest.raises(WeightsError, match="safetensors"):
             ClipDinoJudge.from_pretrained(dino=str(tmp_path), clip=folders["clip"])
+
+    @pytest.mark.parametrize(("kind", "loader"), [(Dino, "AutoModel"), (Clip, "CLIPModel")])
+    def test_the_hub_is_asked_for_one_commit(self, kind, loader, monkeypatch):
+        def ask(repo, *, revision, use_safetensors):
+            raise OSError(f"asked for {repo} {revision} {use_safetensors}")
+
+        monkeypatch.setattr(f"transformers.{loader}.from_pretrained", ask)
+        for given, commit in (((), "[0-9a-f]{40}"), (("a/b",), "main"), (("a/b", "mine"), "mine")):
+            with pytest.raises(WeightsError, match=rf"asked for \S+ {commit} True"):
+                kind.from_pretrained(*given)
+
+    def test_commits_are_whole(self):
+        assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in COMMITS.values())

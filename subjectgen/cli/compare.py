@@ -39,14 +39,7 @@ def compare(
     check_out(out, ".png")
     width, height = parse_size(size)
     references = [load_image(file) for file in subject]
-    pipe = open_model(
-        model,
-        adapter=adapter,
-        quantization=quantization,
-        offload=offload,
-        attention_backend=attention_backend,
-        compile=compile,
-    )
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
     subjects, seeds = pipe.encode_subjects(references), [seed + k for k in range(num_images)]
     options = {"height": height, "width": width, "num_inference_steps": steps}
     rows = []

@@ -33,13 +33,6 @@ def encode(
 
     check_out(out, EMBEDS_SUFFIX)
     images = [load_image(file) for file in subject]
-    pipe = open_model(
-        model,
-        adapter=adapter,
-        quantization=quantization,
-        offload=offload,
-        attention_backend=attention_backend,
-        compile=compile,
-    )
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
     pipe.encode_subjects(images).save(out)
     typer.echo(str(out))

@@ -25,14 +25,7 @@ def emoji(
     """Measure identity and obedience against the rendered truth of the emoji world."""
     from subjectgen.evaluate.emoji import evaluate as evaluate_emoji
 
-    pipe = open_model(
-        model,
-        adapter=adapter,
-        quantization=quantization,
-        offload=offload,
-        attention_backend=attention_backend,
-        compile=compile,
-    )
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
     evaluate_emoji(pipe, num_prompts=num_prompts, out=out, cutouts=cutouts)
 
 

@@ -73,14 +73,7 @@ def generate(
     width, height = parse_size(size)
     asked = _asked(prompt, plan, reasoning)
     subjects = read_subjects(subject or [])
-    pipe = open_model(
-        model,
-        adapter=adapter,
-        quantization=quantization,
-        offload=offload,
-        attention_backend=attention_backend,
-        compile=compile,
-    )
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
     seeds = [(secrets.randbelow(2**31) if seed is None else seed) + k for k in range(num_images * best_of)]
     with step_bar() as on_step_end:
         painted = pipe(

@@ -31,10 +31,17 @@ AttentionBackend = Annotated[
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the DiT: a slow first step, faster ones after it.")]
 
 
-def open_model(name: str, **options: Any) -> "SubjectPipeline":
+def open_model(
+    name: str,
+    adapter: str | None = None,
+    quantization: str = "none",
+    offload: str = "none",
+    attention_backend: str | None = None,
+    compile: bool = False,
+) -> "SubjectPipeline":
     """A bundled model's name, a folder or a Hub repo id => the pipeline on this machine's best device.
 
-    options: as of `subjectgen.load`.
+    What else is given: as of `subjectgen.load`.
     """
     with screen.status(f"loading {name}"):
         from diffusers.utils import logging as diffusers_logging
@@ -45,7 +52,15 @@ def open_model(name: str, **options: Any) -> "SubjectPipeline":
 
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        pipe = subjectgen.load(name, device=best_device(), **options)
+        pipe = subjectgen.load(
+            name,
+            adapter=adapter,
+            device=best_device(),
+            quantization=quantization,
+            offload=offload,
+            attention_backend=attention_backend,
+            compile=compile,
+        )
     pipe.set_progress_bar_config(disable=True)  # the command has a bar of its own
     return pipe
 

@@ -38,7 +38,7 @@ def reason(
     if out is not None:
         check_out(out, ".json")
     subjects = read_subjects(subject or [])
-    pipe = open_model(model, adapter=adapter, quantization=quantization, offload=offload)
+    pipe = open_model(model, adapter, quantization, offload)
     with screen.status("reasoning"):
         plan = pipe.reason(prompt, subjects, max_new_tokens=max_new_tokens)
     typer.echo(str(plan))

@@ -15,11 +15,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from subjectgen.data.batches import HUES
+from subjectgen.data.batches import HUES, reading_pose
 from subjectgen.data.indirect import Riddle, riddle
 from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose
-from subjectgen.data.sightings import Sighting, sighting
+from subjectgen.data.sightings import Sighting, overlap, sighting
 from subjectgen.data.world import COLOURS, POSES, random_scene
 from subjectgen.evaluate.emoji import SEED, Case, EmojiBenchmark, nearest
 from subjectgen.evaluate.sheet import captioned_sheet, picture_of
@@ -27,7 +27,6 @@ from subjectgen.files import whole_file
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.references import cropped_as_seen
-from subjectgen.train.mllm import reading_pose
 
 BATCH = 20
 PICTURES = (0.5, 0.5)  # shares of riddles about one and about two references
@@ -49,6 +48,7 @@ class Read:
 
     colour: bool
     pose: bool
+    turned: bool  # whether it stands in another way than upright
     box_iou: float
 
 
@@ -109,12 +109,14 @@ def evaluate(
     """Measure reading, cropping and thinking; writes scores.jsonl, table.json and sheet.png, prints the table."""
     benchmark = ReasoningBenchmark(num_prompts, num_riddles, cutouts)
     pipe.set_progress_bar_config(disable=True)
-    reads, cropped, parsed = clutter(pipe, benchmark)
-    riddles, rows, thought = thinking(pipe, benchmark)
+    cluttered, cropped, parsed = clutter(pipe, benchmark)
+    riddles, rows, others, thought = thinking(pipe, benchmark)
+    reads = [*cluttered, *others]
     figures = {
         "plans parsed": share([*parsed, *thought]),
         "main colour right": share([each.colour for each in reads]),
         "pose right": share([each.pose for each in reads]),
+        "pose right if not upright": share([each.pose for each in reads if each.turned]),
         "box IoU": float(np.mean([each.box_iou for each in reads])) if reads else 0.0,
         **{f"clutter: identity, {name}": share(right) for name, right in cropped.items()},
         **{f"indirect: scene right, {name}": share(right) for name, right in riddles.items()},
@@ -155,8 +157,8 @@ def clutter(
 
 def thinking(
     pipe: SubjectPipeline, benchmark: ReasoningBenchmark
-) -> tuple[dict[str, list[bool]], list[tuple[str, list[Image.Image]]], list[bool]]:
-    """Indirect requests painted as they are, and by their plans; and rows of a sheet."""
+) -> tuple[dict[str, list[bool]], list[tuple[str, list[Image.Image]]], list[Read], list[bool]]:
+    """Indirect requests painted as they are, and by their plans; rows of a sheet, and how the references were read."""
     texts = [question.riddle.text for question in benchmark.questions]
     references = [benchmark.references(question.looks, question.poses) for question in benchmark.questions]
     plans = [planned(pipe, *pair) for pair in track(list(zip(texts, references, strict=True)), "thinking")]
@@ -171,7 +173,9 @@ def thinking(
     }
     cells = zip(texts, references, *ways.values(), strict=True)
     rows = [(text, [given[0], picture_of(one), picture_of(two)]) for text, given, one, two in cells][:SHEET_ROWS]
-    return right, rows, [plan is not None for plan in plans]
+    seen = [benchmark.seen(question.looks, question.poses) for question in benchmark.questions]
+    reads = [read for plan, truth in zip(plans, seen, strict=True) if plan for read in read_by(plan, truth)]
+    return right, rows, reads, [plan is not None for plan in plans]
 
 
 def planned(pipe: SubjectPipeline, prompt: str, images: Sequence[Image.Image]) -> Plan | None:
@@ -205,18 +209,11 @@ def read_by(plan: Plan, truth: Sequence[Sighting]) -> list[Read]:
         Read(
             colour=said.colours[:1] == true.colours[:1],
             pose=said.pose == true.pose,
-            box_iou=intersection_over_union(said.box, true.box),
+            turned=true.pose != "upright",
+            box_iou=overlap(said.box, true.box),
         )
         for said, true in zip(plan.subjects, truth, strict=True)
     ]
-
-
-def intersection_over_union(first: Sequence[int], second: Sequence[int]) -> float:
-    """Of two boxes: left, top, right, bottom."""
-    sides = [min(first[i + 2], second[i + 2]) - max(first[i], second[i]) for i in range(2)]
-    shared = max(sides[0], 0) * max(sides[1], 0)
-    areas = [max(box[2] - box[0], 0) * max(box[3] - box[1], 0) for box in (first, second)]
-    return shared / max(sum(areas) - shared, 1)
 
 
 def share(right: Sequence[bool]) -> float:

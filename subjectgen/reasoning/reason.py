@@ -13,9 +13,10 @@ from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.decoding import GrammarPicker
 from subjectgen.reasoning.grammar import parse_plan, plan_grammar
 from subjectgen.reasoning.instruction import request_to_plan
-from subjectgen.reasoning.paint import entries_of, plans_of
+from subjectgen.reasoning.paint import plans_of
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.request import Request
+from subjectgen.subject_lists import subject_lists
 from subjectgen.types import ReferencePrefix
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def reason(pipe: "SubjectPipeline", prompt: Any, subject_images: Any, writing: W
     """The plan of one prompt; what was read of its references goes with it."""
     if not isinstance(prompt, str):
         raise ValueError(f"prompt={prompt!r}: expected one string. pipe(prompts, images, reasoning=True) takes many.")
-    (entries,) = entries_of(subject_images, 1)
+    (entries,) = subject_lists(subject_images, 1)
     (named,) = pipe._resolve(Request(prompt=prompt, subject_images=[entries])).prompts  # refuses before work begins
     embeds = _read(pipe, entries)
     reader, _ = pipe.adapters()
@@ -62,7 +63,7 @@ def reasoned(pipe: "SubjectPipeline", request: Request) -> Request:
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     read: dict[tuple[int, ...], SubjectEmbeds | None] = {}
     plans = []
-    for prompt, entries in zip(prompts, entries_of(request.subject_images, len(prompts)), strict=True):
+    for prompt, entries in zip(prompts, subject_lists(request.subject_images, len(prompts)), strict=True):
         if (key := tuple(map(id, entries))) not in read:
             read[key] = _read(pipe, entries)
         plans.append(replace(pipe.reason(prompt, read[key]), subject_images=entries))

@@ -129,7 +129,7 @@ def grpo(
     """
     from subjectgen.extras import require
 
-    require("grpo", "trl>=1.14.2", "peft>=0.18", "datasets>=4.7")
+    require("grpo", "trl>=1.14.2", "peft>=0.21", "datasets>=4.7")
     from subjectgen.train.grpo import Settings
     from subjectgen.train.reasoning import on_emoji, on_photographs
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from subjectgen.data.render import Renderer
 from subjectgen.evaluate.emoji import box_mask
 from subjectgen.evaluate.sheet import picture_of
-from subjectgen.reasoning.clip_dino import Clip, Dino
+from subjectgen.likeness import Clip, Dino
 from subjectgen.train.rewards import plan_in
 from subjectgen.train.tasks import EmojiTask, Task
 

@@ -10,7 +10,7 @@ from rich.progress import track
 from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
 from subjectgen.files import whole_file
-from subjectgen.reasoning.clip_dino import PICKSCORE, PICKSCORE_PROCESSOR, Clip, Dino
+from subjectgen.likeness import PICKSCORE, PICKSCORE_PROCESSOR, Clip, Dino
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.train.grpo import Reward, Scores, Settings, train
 from subjectgen.train.mini import seen_subjects
@@ -68,8 +68,8 @@ def emoji_rewards(pipe: "SubjectPipeline", renderer: Renderer, paint: bool) -> l
 def photograph_rewards(pipe: "SubjectPipeline") -> list[Reward]:
     """By judges of what is painted, which are downloaded."""
     paint = Painter(pipe)
-    dino = Dino.from_pretrained(device=pipe.device)
-    pickscore = Clip.from_pretrained(PICKSCORE, device=pipe.device, processor=PICKSCORE_PROCESSOR)
+    dino = Dino.from_pretrained(pipe.device)
+    pickscore = Clip.from_pretrained(pipe.device, PICKSCORE, PICKSCORE_PROCESSOR)
     return [
         Reward(FORMAT, each(format_of)),
         Reward(SUBJECT, DinoReward(paint, dino)),

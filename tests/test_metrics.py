@@ -144,6 +144,21 @@ class TestClip:
         assert [each["clip_i"] for each in scores] == pytest.approx(kept, abs=1e-5)
         assert abs(obeyed[0] - obeyed[1]) > 1e-3
 
+    @torch.no_grad()
+    def test_processor_of_another(self, tmp_path):
+        """The network in one folder, its tokenizer and image processor in another, which has no network."""
+        images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28)
+        tiny_clip().save_pretrained(tmp_path / "network")
+        for part in (tiny_tokenizer(), images):
+            part.save_pretrained(tmp_path / "processor")
+        network, processor = (Checkpoint(repo=str(tmp_path / name)) for name in ("network", "processor"))
+        ids, model = tiny_tokenizer()(["a red cat"], return_tensors="pt"), tiny_clip()
+        logits = model(**images([RED, TALL], return_tensors="pt"), **ids).logits_per_image[:, 0]
+        cosines = Clip.from_pretrained("cpu", network, processor)([RED, TALL], "a red cat")
+        assert torch.allclose(cosines, logits / model.logit_scale.exp(), atol=1e-5)
+        with pytest.raises(WeightsError, match=r"network' has no preprocessor_config.json, tokenizer\*.json"):
+            Clip.from_pretrained("cpu", network)
+
     def test_a_long_prompt_is_cut(self, clip):
         assert clip([RED], [[RED]], ["red " * 99]) == clip([RED], [[RED]], ["red " * 200])
 

@@ -27,7 +27,7 @@ from subjectgen.cli.reason import read_plan
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from subjectgen.pipeline import SubjectPipelineOutput
+    from subjectgen.output import SubjectPipelineOutput
     from subjectgen.reasoning.plan import Plan
 
 

@@ -31,7 +31,7 @@ from subjectgen.reasoning.plan import Plan
 from subjectgen.reasoning.reason import OnToken, Writing, reason
 from subjectgen.reasoning.refine import Refinement
 from subjectgen.reasoning.reflect import REFLECT_SIGMA, Reflection
-from subjectgen.references import read_images
+from subjectgen.references import References, read_images
 from subjectgen.request import Limits, Request, ResolvedRequest, draw_noise, one_of_two, resolve
 from subjectgen.saved import SavedPipeline
 from subjectgen.subject_lists import subject_lists
@@ -181,7 +181,7 @@ class SubjectPipeline(SavedPipeline):
         resolved = self._resolve(request)
         noise = draw_noise(request, resolved, self.limits)
         self._interrupt = False
-        if (planned := refinement.planned(self, request, reasoning)) is not request:
+        if (planned := refinement.planned(self, request, resolved, reasoning)) is not request:
             request, resolved = planned, self._resolve(planned)
 
         painted = self._paint(resolved, noise, callback_on_step_end)
@@ -236,11 +236,7 @@ class SubjectPipeline(SavedPipeline):
         (entries,) = subject_lists(images, 1)
         if not entries:
             raise ValueError(f"encode_subjects({images!r}): expected one image or a list of images, this has none")
-        references = read_images(entries, self.limits)
-        reader, denoiser = self.adapters()
-        (prefix,) = batch.prefixes(reader, [references])
-        (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
-        return SubjectEmbeds(prefix=prefix, identity=identity, names=references.names, fingerprints=self.fingerprints)
+        return self._encode(read_images(entries, self.limits))
 
     def estimate(
         self,
@@ -299,6 +295,12 @@ class SubjectPipeline(SavedPipeline):
             if isinstance(subjects, SubjectEmbeds):
                 subjects.check(self.fingerprints)
         return resolved
+
+    def _encode(self, references: References) -> SubjectEmbeds:
+        reader, denoiser = self.adapters()
+        (prefix,) = batch.prefixes(reader, [references])
+        (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
+        return SubjectEmbeds(prefix=prefix, identity=identity, names=references.names, fingerprints=self.fingerprints)
 
     def _paint(
         self,

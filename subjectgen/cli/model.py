@@ -1,8 +1,7 @@
-"""Opening what a command works with: the model, and the subjects given as files."""
+"""What a command works with and writes: the model it opens, the file that it may write."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,9 +9,6 @@ from subjectgen.cli.errors import screen
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
-
-EMBEDS_SUFFIX = ".safetensors"
-
 
 Model = Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")]
 Adapter = Annotated[
@@ -63,25 +59,6 @@ def open_model(
         )
     pipe.set_progress_bar_config(disable=True)  # the command has a bar of its own
     return pipe
-
-
-def read_subjects(files: Sequence[str]) -> Any:
-    """Image files => a list of images; one encoded `.safetensors` => SubjectEmbeds; none => None."""
-    encoded = [file for file in files if Path(file).suffix == EMBEDS_SUFFIX]
-    if not encoded:
-        from subjectgen.images import load_image
-
-        return [load_image(file) for file in files] or None
-    if len(files) > 1:
-        raise ValueError(
-            f"--subject '{encoded[0]}' is already encoded and cannot be mixed with {len(files) - 1} other(s): expected "
-            "one encoded file, or images only. Encode all images of the picture together with `subjectgen encode`."
-        )
-    if not Path(encoded[0]).is_file():
-        raise FileNotFoundError(f"--subject '{encoded[0]}' does not exist: make it with `subjectgen encode`.")
-    from subjectgen.embeds import SubjectEmbeds
-
-    return SubjectEmbeds.load(encoded[0])
 
 
 def check_out(out: Path, suffix: str) -> Path:

@@ -20,7 +20,7 @@ SHARE_CUT = 0.2  # of them: cut out by a box, so that they fill the picture, wit
 SHARE_BUSY = 0.1  # of them: with clutter, and nothing that says where the subject is
 SHARE_MASKED = 0.2  # of them: tokens that see nothing of the subject are not there
 SHARE_CLUTTERED = 0.6  # of the references that are read: not upright and alone in the middle
-ALIKE = 8  # neighbouring batches with equally many subjects: processes that train together wait for the slowest
+ALIKE = 8  # neighbouring batches of one kind: processes that train together wait for the slowest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from subjectgen.data.batches import random_looks, reading_pose
+from subjectgen.data.batches import ALIKE, random_looks, reading_pose
 from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.sightings import sighting
 from subjectgen.data.talks import Talk, judgement_talk, plan_talk, question_talk, random_painted
@@ -57,11 +57,12 @@ class MllmPhase:
         return loss, {"right": right.item()}
 
     def talks(self, step: int, seed: int | None = None) -> tuple[list[Talk], Float[Tensor, "n 3 h w"], list[int]]:
-        """Exchanges, their pictures in order, and how many pictures each has. One kind a batch: little padding."""
-        rng = np.random.default_rng((self.seed if seed is None else seed, step))
-        if rng.random() < SHARE_OF_JUDGEMENTS:
+        """Exchanges, their pictures in order, and how many pictures each has. Neighbouring batches are of one kind."""
+        seed = self.seed if seed is None else seed
+        rng, alike = np.random.default_rng((seed, step)), np.random.default_rng((seed, step // ALIKE))
+        if alike.random() < SHARE_OF_JUDGEMENTS:
             return self.judgements(rng)
-        count, planning = random_count(rng), rng.random() < SHARE_OF_PLANS
+        count, planning = random_count(alike), alike.random() < SHARE_OF_PLANS
         looks, poses = self.drawn(rng, count)
         seen = [
             [sighting(self.renderer, *pair) for pair in zip(*both, strict=True)]

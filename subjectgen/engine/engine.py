@@ -59,6 +59,7 @@ class Engine:
         self._load = load
         self._subject_bytes = subject_bytes
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._line = WaitingLine(max_waiting, max_batch, gather_seconds)
         self._workers: list[Worker] = []
         self._died: BaseException | None = None
@@ -121,10 +122,15 @@ class Engine:
         self.close(drain=error is None)
 
     def _start(self, device: str) -> None:
-        worker = Worker(device, self._load, self._line, self._subject_bytes, self._replace)
+        worker = Worker(device, self._load_alone, self._line, self._subject_bytes, self._replace)
         self._workers.append(worker)
         self._line.num_workers = len(self._workers)
         worker.start()
+
+    def _load_alone(self, device: str) -> Any:
+        """One after the other: while the libraries build networks they change what all threads build."""
+        with self._loading:
+            return self._load(device)
 
     def _replace(self, worker: Worker, error: BaseException) -> None:
         """A worker died: its jobs hear of it, and another takes its place unless it never came to work."""

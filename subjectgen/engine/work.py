@@ -1,7 +1,7 @@
 """What a job asks for: to paint one picture, or to encode subjects."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from subjectgen.embeds import SubjectEmbeds
@@ -48,6 +48,10 @@ class Painting:
         """Arguments of a call that all its pictures share. Paintings of which these are equal are painted together."""
         names = ("height", "width", "num_inference_steps", "guidance_scale", "stages")
         return {name: getattr(self, name) for name in names}
+
+    def with_seed(self, seed: int) -> "Painting":
+        """The same with another seed."""
+        return replace(self, seed=seed)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from tiny_engine import Gate, held
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
 from subjectgen import Stage, Subject
@@ -28,28 +29,6 @@ from subjectgen.generate.stages import STAGE_PRESETS
 RED, BLUE = picture("red"), picture("blue", (30, 40))
 
 
-class Gate:
-    """A pipeline that waits at the first step of its first call, so that what comes meanwhile is sure to be in line."""
-
-    def __init__(self, pipe):
-        self.pipe, self.reached, self.open = pipe, threading.Event(), threading.Event()
-        self.config, self.calls, self.steps = pipe.config, [], 0
-
-    def encode_subjects(self, images):
-        return self.pipe.encode_subjects(images)
-
-    def __call__(self, prompts, subjects, *, callback_on_step_end, **options):
-        self.calls.append(prompts)
-
-        def on_step_end(*given):
-            self.steps += 1
-            self.reached.set()
-            assert self.open.wait(20)
-            return callback_on_step_end(*given)
-
-        return self.pipe(prompts, subjects, callback_on_step_end=on_step_end, **options)
-
-
 @pytest.fixture(scope="module")
 def pipe():
     return tiny_pipeline()
@@ -65,13 +44,6 @@ def engine(gate):
     with Engine(lambda _: gate) as engine:
         yield engine
         gate.open.set()
-
-
-def held(engine, gate):
-    """The device is busy with this job until the gate opens."""
-    job = engine.submit(Painting(prompt="held", height=48))
-    assert gate.reached.wait(20)
-    return job
 
 
 def levels(image):

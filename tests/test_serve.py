@@ -19,17 +19,8 @@ from io import BytesIO
 import httpx
 import openai
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from schemathesis.checks import not_a_server_error
-from schemathesis.generation import GenerationMode
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 from tiny_engine import Gate, file_of, held, serving
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
@@ -40,7 +31,6 @@ from subjectgen.serve.uploads import seen
 
 RED, BLUE = picture("red"), picture("blue", (30, 40))
 KEY = "a-key-of-enough-letters"
-AS_DESCRIBED = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 GENERATIONS, EDITS, SUBJECTS = "/v1/images/generations", "/v1/images/edits", "/v1/subjects"
 
 
@@ -441,27 +431,6 @@ class TestAbout:
     def test_unknown_paths(self, client):
         refused(client.get("/v1/nothing"), 404, "Not Found")
         refused(client.get(GENERATIONS), 405, "Method Not Allowed")
-
-
-@pytest.mark.parametrize("mode", list(GenerationMode))
-def test_whatever_its_description_allows_or_not(pipe, mode):
-    with serving(pipe, RequestLimits(max_images=2, max_steps=1, max_pixels=48 * 48)) as (_, url):
-        operations = [each.ok() for each in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations()]
-        assert len(operations) == 11
-        for operation in operations:
-            if mode is GenerationMode.POSITIVE or operation.body:  # nothing is wrong with no body at all
-                answered_as_described(operation, mode)
-
-
-def answered_as_described(operation, mode):
-    """Requests that its description allows, or not: an answer that the description knows, and never a failure."""
-
-    @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(case=operation.as_strategy(generation_mode=mode))
-    def check(case):
-        case.call_and_validate(checks=AS_DESCRIBED)
-
-    check()
 
 
 def test_malformed_bodies(client):

@@ -18,7 +18,6 @@ from subjectgen import SubjectPipeline
 from subjectgen.batches.manifest import Manifest
 from subjectgen.batches.rows import Row, grouped, read_rows
 from subjectgen.batches.run import run
-from subjectgen.batches.shard import Shard
 from subjectgen.engine import Engine
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.placement import best_device
@@ -92,9 +91,9 @@ def by_engine(pipe: SubjectPipeline, rows: list[Row], max_batch: int) -> Cost:
     """What the command does, without loading."""
     facts = ModelFacts.of(pipe, "model")
     with TemporaryDirectory() as folder, Engine(lambda _: pipe, max_batch=max_batch) as engine:
-        manifest = Manifest(Path(folder), Shard(), {"model": facts.name, "model_hash": facts.hash})
+        manifest = Manifest(Path(folder), "manifest.jsonl", facts)
         begun = time.perf_counter()
-        run(grouped(rows), engine, facts, manifest, under_way=4 * max_batch, on_row=lambda _: None)
+        run(grouped(rows), engine, facts, manifest, under_way=4 * max_batch, on_row=lambda *_: None)
         return Cost(seconds=time.perf_counter() - begun, encoded=engine.state.subjects_encoded)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,16 @@ def paint(pipe, facts, file, out, shard=Shard()):  # noqa: B008  (frozen)
     """What the command does, told of each row."""
     told = []
     rows, _ = read_rows(file)
-    manifest = Manifest(out, shard, {"model": facts.name, "model_hash": facts.hash})
+    manifest = Manifest(out, shard.manifest, facts)
     with Engine(lambda _: pipe) as engine:
-        run(manifest.missing(shard.of(grouped(rows))), engine, facts, manifest, under_way=4, on_row=told.append)
+        run(
+            manifest.missing(shard.of(grouped(rows))),
+            engine,
+            facts,
+            manifest,
+            under_way=4,
+            on_row=lambda *each: told.append(each),
+        )
         return told, engine.state
 
 
@@ -150,7 +158,7 @@ class TestRun:
     def test_pictures_are_those_of_single_calls_and_remember_how(self, pipe, facts, folder):
         file, out = written(folder, GOOD), folder / "out"
         told, state = paint(pipe, facts, file, out)
-        assert sorted(row.line for row in told) == [1, 2, 3, 4]
+        assert sorted(told) == [(line, "") for line in (1, 2, 3, 4)]
         assert state.subjects_encoded == 2  # red.png once for both its rows
         rows, _ = read_rows(file)
         for row in rows:
@@ -181,8 +189,8 @@ class TestRun:
             {"prompt": "a"},
         ]
         told, _ = paint(pipe, facts, written(folder, rows), folder / "out")
-        assert {row.line: getattr(row, "error", None) and row.error[:20] for row in told} == {
-            1: "the prompt speaks of", 2: f"image file '{folder}"[:20], 3: "size 50x50 (width x ", 4: None,
+        assert {line: error[:20] for line, error in told} == {
+            1: "the prompt speaks of", 2: f"image file '{folder}"[:20], 3: "size 50x50 (width x ", 4: "",
         }  # fmt: skip
         assert [entry["line"] for entry in entries(folder / "out")] == [4]
 
@@ -193,13 +201,13 @@ class TestRun:
             raise OSError("no weights")
 
         with Engine(load) as engine, pytest.raises(EngineClosed, match="no weights"):
-            manifest = Manifest(out, Shard(), {"model": facts.name, "model_hash": facts.hash})
+            manifest = Manifest(out, "manifest.jsonl", facts)
             run(read_rows(file)[0], engine, facts, manifest, under_way=4, on_row=print)
 
     def test_encoded_subjects(self, pipe, facts, folder):
         pipe.encode_subjects(picture("red")).save(folder / "red.safetensors")
         told, _ = paint(pipe, facts, written(folder, [{"prompt": "a", "subjects": "red.safetensors"}]), folder / "out")
-        assert [row.line for row in told] == [1] and not hasattr(told[0], "error")
+        assert told == [(1, "")]
 
 
 class TestGoingOn:
@@ -221,7 +229,7 @@ class TestGoingOn:
         (out / f"{before[3]['id']}.png").unlink()
         (part := out / f".{before[3]['id']}.png.123.part").write_bytes(b"half")
         told, _ = paint(pipe, facts, file, out)
-        assert [row.id for row in told] == [before[3]["id"]]
+        assert told == [(before[3]["line"], "")]
         assert entries(out) == before
         assert not part.exists()
 
@@ -229,14 +237,14 @@ class TestGoingOn:
         out = folder / "out"
         paint(pipe, facts, written(folder, GOOD), out)
         told, _ = paint(pipe, facts, written(folder, [{**GOOD[0], "prompt": "image 1 on blue"}, *GOOD[1:]]), out)
-        assert [row.line for row in told] == [1]
+        assert told == [(1, "")]
         assert read_recipe(out / "000001.png")["prompt"] == "image 1 on blue"
 
     def test_another_model_is_refused(self, pipe, facts, folder):
         file, out = written(folder, GOOD[:1]), folder / "out"
         paint(pipe, facts, file, out)
         with pytest.raises(ValueError, match=r"has pictures by tiny \(.*expected other"):
-            Manifest(out, Shard(), {"model": "other", "model_hash": "f00"})
+            Manifest(out, "manifest.jsonl", replace(facts, name="other"))
 
 
 class TestCommand:
@@ -250,7 +258,7 @@ class TestCommand:
         result = CliRunner().invoke(app, ["batch", str(file), "--out", str(folder / "out"), "--model", model])
         assert result.exit_code == 1, result.output
         assert "line 2: b'{' is not JSON" in result.output
-        assert "1 lines, 1 pictures, 1 bad" in result.output
+        assert "1 of 1 pictures are there, 1 lines could not be read" in result.output
         file = written(folder, [GOOD[0]])
         result = CliRunner().invoke(app, ["batch", str(file), "--out", str(folder / "out"), "--model", model])
         assert result.exit_code == 0, result.output
@@ -278,3 +286,22 @@ class TestCommand:
         assert sorted(entry["line"] for entry in entries(out)) == list(range(1, 25))
         assert {file.name for file in out.glob("*.png")} == {f"{k:06d}.png" for k in range(1, 25)}
         assert not list(out.glob(".*"))
+
+
+@pytest.mark.slow
+def test_on_a_cluster(tmp_path, folder):
+    """By a worker of Ray Data, which has a manifest of its own; what is there is not painted again."""
+    ray = pytest.importorskip("ray")
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"cat {k}", "steps": 1} for k in range(20)]
+    file, out = written(folder, [*rows, {"prompt": "image 1"}]), folder / "out"
+    arguments = ["batch", str(file), "--out", str(out), "--model", str(tmp_path / "model"), "--max-batch", "1", "--ray"]
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        for _ in range(2):
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 1, result.output
+            assert "line 21: the prompt speaks of 'image 1'" in result.output
+            assert sorted(entry["line"] for entry in entries(out)) == list(range(1, 21))
+    finally:
+        ray.shutdown()

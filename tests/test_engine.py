@@ -367,7 +367,7 @@ class TestErrors:
             time.sleep(0.1)
             raise OSError("no such weights")
 
-        with Engine(load) as engine:
+        with Engine(load, ["cpu", "cpu:0"]) as engine:
             job = engine.submit(Painting(prompt="a cat"))
             with pytest.raises(EngineClosed, match="no such weights"):
                 engine.wait_ready(20)
@@ -375,6 +375,8 @@ class TestErrors:
                 job.result(20)
             with pytest.raises(EngineClosed, match="no such weights"):
                 engine.submit(Painting(prompt="a cat"))
+            with pytest.raises(EngineClosed, match="no such weights"):  # also once all threads have ended
+                engine.wait_ready(0)
 
     def test_an_engine_of_nothing(self):
         with pytest.raises(ValueError, match="at least one of each"):

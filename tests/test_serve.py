@@ -459,6 +459,7 @@ def mutated(rng, body):
     return bytes(body)
 
 
+@pytest.mark.slow
 def test_sigterm_lets_what_was_accepted_be_painted(tmp_path):
     tiny_pipeline().save_pretrained(tmp_path / "model")
     with socket.socket() as free:

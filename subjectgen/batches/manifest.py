@@ -9,23 +9,23 @@ from typing import Any
 from PIL import UnidentifiedImageError
 
 from subjectgen.batches.rows import Row
-from subjectgen.batches.shard import Shard
+from subjectgen.engine.facts import ModelFacts
 from subjectgen.png import read_recipe
 
 MADE_BY = ("model", "model_hash")
 
 
 class Manifest:
-    """The manifests of a folder: every shard writes one of its own, and reads those of all.
+    """The manifests of a folder: every process writes one of its own, and reads those of all.
 
     Raises ValueError for a folder with pictures by another model.
     """
 
-    def __init__(self, folder: Path, shard: Shard, made_by: dict[str, str]):
+    def __init__(self, folder: Path, name: str, facts: ModelFacts):
         self._folder = folder
-        self._made_by = {name: made_by[name] for name in MADE_BY}
+        self._made_by = dict(zip(MADE_BY, (facts.name, facts.hash), strict=True))
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / shard.manifest
+        self._file = folder / name
         _cut_torn_line(self._file)
         self._done = {entry["id"]: entry for entry in self._entries()}
         for entry in self._done.values():

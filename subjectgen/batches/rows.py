@@ -19,7 +19,7 @@ EMBEDS_SUFFIX = ".safetensors"
 FILE_NAME = re.compile(r"[\w-][\w.-]{0,99}", re.ASCII)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
     """One picture to paint."""
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from subjectgen.batches.manifest import Manifest
-from subjectgen.batches.rows import BadRow, Row
+from subjectgen.batches.rows import Row
 from subjectgen.engine import Engine, EngineClosed, Painting
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.engine.work import subjects_of
 from subjectgen.png import save_picture
+
+OnRow = Callable[[int, str], Any]
 
 
 def run(
@@ -22,16 +24,18 @@ def run(
     manifest: Manifest,
     *,
     under_way: int,
-    on_row: Callable[[Row | BadRow], Any],
+    on_row: OnRow,
 ) -> None:
-    """Paint rows that are grouped, at most `under_way` at a time; tell of each when it is saved, or why it is not.
+    """Paint rows that are grouped, at most `under_way` at a time.
+
+    on_row: called with the number of a line when its picture is saved, and ""; or with why it cannot be painted.
 
     Raises EngineClosed when no device is left, and what saving raises.
     """
     pending: dict[Future, tuple[Row, Painting]] = {}
     for row, painting in _paintings(rows):
-        if isinstance(painting, BadRow):
-            on_row(painting)
+        if isinstance(painting, str):
+            on_row(row.line, painting)
             continue
         pending[engine.submit(painting).future] = row, painting
         if len(pending) >= under_way:
@@ -40,8 +44,8 @@ def run(
         _save_done(pending, facts, manifest, on_row)
 
 
-def _paintings(rows: Iterable[Row]) -> Iterator[tuple[Row, Painting | BadRow]]:
-    """What to submit for each row; subjects are read once for neighbours that share them."""
+def _paintings(rows: Iterable[Row]) -> Iterator[tuple[Row, Painting | str]]:
+    """What to submit for each row, or why it cannot be; subjects are read once for neighbours that share them."""
     group, subjects = None, None
     for row in rows:
         try:
@@ -50,14 +54,14 @@ def _paintings(rows: Iterable[Row]) -> Iterator[tuple[Row, Painting | BadRow]]:
                 group = row.group
             yield row, replace(row.painting, subjects=subjects)
         except (ValueError, OSError) as error:
-            yield row, BadRow(line=row.line, error=str(error))
+            yield row, str(error)
 
 
 def _save_done(
     pending: dict[Future, tuple[Row, Painting]],
     facts: ModelFacts,
     manifest: Manifest,
-    on_row: Callable[[Row | BadRow], Any],
+    on_row: OnRow,
 ) -> None:
     """Wait for one at least, and save all that are done."""
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -67,12 +71,12 @@ def _save_done(
         if isinstance(error, EngineClosed):
             raise error
         if error is not None:
-            on_row(BadRow(line=row.line, error=str(error)))
+            on_row(row.line, str(error))
             continue
         recipe = {"id": row.id, "digest": row.digest, **_subjects(row), **facts.recipe(painting)}
         save_picture(future.result().image, manifest.picture(row), recipe)
         manifest.add(row, recipe)
-        on_row(row)
+        on_row(row.line, "")
 
 
 def _subjects(row: Row) -> dict[str, str]:

@@ -37,23 +37,10 @@ def open_model(name: str, **options: Any) -> "SubjectPipeline":
     options: as of `subjectgen.load`.
     """
     with screen.status(f"loading {name}"):
+        from subjectgen.engine.open import load_quietly
         from subjectgen.placement import best_device
 
         return load_quietly(name, device=best_device(), **options)
-
-
-def load_quietly(name: str, **options: Any) -> "SubjectPipeline":
-    """As `subjectgen.load`, without any progress bar of the libraries: the command has one of its own."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    import subjectgen
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    pipe = subjectgen.load(name, **options)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def read_subjects(files: Sequence[str]) -> Any:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from subjectgen.cli.engine import open_engine
+from subjectgen.cli.engine import show_opening
 from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization
 from subjectgen.extras import require
 
@@ -37,7 +37,7 @@ def serve(
     from subjectgen.serve.limits import RequestLimits
 
     check_address(host, api_key)
-    engine, facts = open_engine(
+    engine, facts = show_opening(
         model,
         all_devices(),
         {"max_batch": max_batch, "max_waiting": max_waiting},

@@ -62,7 +62,7 @@ class Engine:
         self._loading = threading.Lock()
         self._line = WaitingLine(max_waiting, max_batch, gather_seconds)
         self._workers: list[Worker] = []
-        self._died: BaseException | None = None
+        self._unloadable: BaseException | None = None
         for device in devices:
             self._start(device)
 
@@ -84,8 +84,8 @@ class Engine:
         for worker in list(self._workers):
             if not worker.ready.wait(_left(ends)):
                 raise TimeoutError(f"the pipeline on {worker.device} was not loaded within {timeout:g} s")
-            if worker.subjects is None:
-                raise EngineClosed(self._why_closed()) from self._died
+        if self._unloadable is not None:
+            raise EngineClosed(self._why_closed()) from self._unloadable
 
     @property
     def state(self) -> EngineState:
@@ -135,19 +135,20 @@ class Engine:
     def _replace(self, worker: Worker, error: BaseException) -> None:
         """A worker died: its jobs hear of it, and another takes its place unless it never came to work."""
         with self._lock:
-            self._died = error
-            self._workers.remove(worker)
             for job in worker.jobs:
                 job.fail(_death(worker, error))
-            if worker.subjects is not None:
+            if worker.subjects is None:
+                self._unloadable = error
+            else:
                 self._start(worker.device)
+            self._workers.remove(worker)
         if not self._workers:
             self._line.close(EngineClosed(self._why_closed()))
             self._abort(self._line.waiting(), self._why_closed())
         worker.ready.set()
 
     def _why_closed(self) -> str:
-        return f"a pipeline could not be loaded ({type(self._died).__name__}: {self._died})"
+        return f"a pipeline could not be loaded ({type(self._unloadable).__name__}: {self._unloadable})"
 
     def _living(self) -> list[Worker]:
         return [worker for worker in list(self._workers) if worker.is_alive()]

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tiny_engine import Gate, file_of, held, serving
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
+from subjectgen.cli.serve import _range_of
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.serve.guard import check_address
 from subjectgen.serve.limits import RequestLimits
@@ -399,6 +400,17 @@ class TestGuard:
     def test_a_key_that_is_too_short(self):
         with pytest.raises(ValueError, match="has 3 characters"):
             check_address("127.0.0.1", "abc")
+
+
+class TestReplicas:
+    @pytest.mark.parametrize(("text", "numbers"), [("2", (2, 2)), ("1-4", (1, 4))])
+    def test_from_so_many_to_so_many(self, text, numbers):
+        assert _range_of(text) == numbers
+
+    @pytest.mark.parametrize("text", ["0", "", "3-2", "1-2-3", "-1", "many"])
+    def test_refuses(self, text):
+        with pytest.raises(ValueError, match=f"--replicas '{text}'"):
+            _range_of(text)
 
 
 class TestAbout:

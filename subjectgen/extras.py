@@ -1,6 +1,6 @@
 """Packages that only some models need, and the extra of subjectgen that brings them."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from packaging.requirements import Requirement
@@ -22,6 +22,14 @@ def require(extra: str, *packages: str) -> None:
     for each in requirements:
         if each.specifier:
             _check_version(extra, each)
+
+
+def installed_version(package: str) -> str:
+    """Its version, for people."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _check_version(extra: str, requirement: Requirement) -> None:

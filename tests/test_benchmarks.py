@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import tiny_engine
 import torch
 from tiny_pipeline import tiny_pipeline
 from tiny_subjects import cutout_folder
@@ -165,3 +166,22 @@ def test_less_of_the_first_picture_stays_from_a_higher_sigma(tmp_path):
     stays = [row["stays"] for row in rows.values()]
     assert list(rows) == [0.01, 0.5, 1.0] and stays == sorted(stays, reverse=True) and stays[0] > stays[-1] + 3
     assert all(0 <= row[name] <= 100 for row in rows.values() for name in ("ground", "place", "identity"))
+
+
+def test_a_batch_encodes_a_subject_once(tmp_path, monkeypatch):
+    batches = script("batches")
+    monkeypatch.setattr(batches, "PLACES", ("left", "right"))
+    file = batches.write_rows(tmp_path, size=32, steps=1)
+    costs = batches.compare(tiny_pipeline(), file, rounds=1, max_batch=4)
+    assert [cost.encoded for cost in costs.values()] == [8, 4, 4]
+    assert batches.table(costs, 8).row_count == 3
+
+
+def test_a_load_counts_what_was_answered():
+    serving = script("serving")
+    with tiny_engine.serving(tiny_pipeline(), max_waiting=2) as (_, url):
+        answers, seconds = serving.load(url, range(6), clients=6, steps=1)
+        assert [(answer.status, answer.pictures) for answer in answers] == [(200, 1)] * 6
+        assert max(answer.seconds for answer in answers) <= seconds
+        assert serving.row(answers, seconds)[:2] == ("6", "6")
+        assert serving.post(f"{url}/v1/images/generations", b"{")[0] == 400

@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
-BY_HAND = {"torch", "torchvision", "xformers"}  # their lowest releases come with CUDA only
+BY_HAND = {"torch", "torchvision", "xformers", "ray"}  # their lowest releases are large, most for their CUDA
 
 
 def floors(extra: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""subjectgen generate | reason | compare | encode | train | ... : parse, call, print; heavy imports inside."""
+"""subjectgen generate | reason | compare | encode | batch | serve | ... : parse, call, print; heavy imports inside."""
 
 import typer
 
-from subjectgen.cli import compare, encode, evaluate, generate, info, reason, train
+from subjectgen.cli import batch, compare, encode, evaluate, generate, info, reason, serve, train
 from subjectgen.cli.errors import Commands
 
 app = typer.Typer(
@@ -17,6 +17,8 @@ app.command()(generate.generate)
 app.command()(reason.reason)
 app.command()(compare.compare)
 app.command()(encode.encode)
+app.command()(batch.batch)
+app.command()(serve.serve)
 app.add_typer(train.commands)
 app.add_typer(evaluate.commands)
 app.command()(info.info)

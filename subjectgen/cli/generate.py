@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from subjectgen.cli.errors import screen
-from subjectgen.cli.info import installed_version
 from subjectgen.cli.model import (
     Adapter,
     AttentionBackend,
@@ -23,10 +22,9 @@ from subjectgen.cli.model import (
 )
 from subjectgen.cli.reason import read_plan
 from subjectgen.cli.subjects import Box, Mask, Name, read_subjects
+from subjectgen.extras import installed_version
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from subjectgen.output import SubjectPipelineOutput
     from subjectgen.reasoning.plan import Plan
 
@@ -72,6 +70,8 @@ def generate(
     compile: Compile = False,
 ) -> None:
     """Paint your subject in the scene you describe."""
+    from subjectgen.png import save_picture
+
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
     asked = _asked(prompt, plan, reasoning)
@@ -125,25 +125,9 @@ def numbered(out: Path, count: int) -> list[Path]:
 
 def parse_size(text: str | None) -> tuple[int | None, int | None]:
     """`128` or `128x96` => (width, height) in pixels."""
-    if text is None:
-        return None, None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise ValueError(f"--size '{text}' is not a size: expected N or WIDTHxHEIGHT in pixels, e.g. 128 or 160x128.")
-    return int(sides[0]), int(sides[-1])
+    from subjectgen.sizes import size_of
 
-
-def save_picture(picture: "Image", file: Path, recipe: dict[str, str]) -> None:
-    """Write a PNG with the recipe in its text chunks: whole, or not at all."""
-    from PIL.PngImagePlugin import PngInfo
-
-    from subjectgen.files import whole_file
-
-    chunks = PngInfo()
-    for key, value in recipe.items():
-        chunks.add_itxt(key, value)
-    with whole_file(file) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=chunks)
+    return size_of(text, "--size")
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from subjectgen.extras import installed_version
 
 PACKAGES = (
     "subjectgen",
@@ -76,13 +77,6 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 def _versions() -> list[tuple[str, ...]]:
     return [("python", platform.python_version()), *((package, installed_version(package)) for package in PACKAGES)]
-
-
-def installed_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _devices() -> list[tuple[str, ...]]:

@@ -40,15 +40,10 @@ def open_model(
     What else is given: as of `subjectgen.load`.
     """
     with screen.status(f"loading {name}"):
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        import subjectgen
+        from subjectgen.engine.open import load_quietly
         from subjectgen.placement import best_device
 
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
-        pipe = subjectgen.load(
+        return load_quietly(
             name,
             adapter=adapter,
             device=best_device(),
@@ -57,8 +52,6 @@ def open_model(
             attention_backend=attention_backend,
             compile=compile,
         )
-    pipe.set_progress_bar_config(disable=True)  # the command has a bar of its own
-    return pipe
 
 
 def check_out(out: Path, suffix: str) -> Path:

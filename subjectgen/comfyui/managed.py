@@ -38,12 +38,12 @@ class ManagedPipeline:
             )
 
 
-class _Networks(nn.ModuleDict):
+class SubjectNetworks(nn.ModuleDict):
     """All networks of a pipeline, as one module that ComfyUI can put its marks on: diffusers' own refuse them."""
 
     device: torch.device | None = None
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "_Networks":
+    def _apply(self, fn: Any, recurse: bool = True) -> "SubjectNetworks":
         """Weights that moved stay what they were, ordinary tensors, though ComfyUI moves them in inference mode."""
         with torch.inference_mode(False):
             super()._apply(fn, recurse)
@@ -59,7 +59,7 @@ class _WholePatcher(ModelPatcher):
 
 
 def _patcher(components: Mapping[str, Any]) -> ModelPatcher:
-    networks = _Networks({name: part for name, part in components.items() if isinstance(part, nn.Module)})
+    networks = SubjectNetworks({name: part for name, part in components.items() if isinstance(part, nn.Module)})
     return _WholePatcher(
         networks,
         load_device=model_management.get_torch_device(),

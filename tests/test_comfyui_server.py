@@ -1,6 +1,8 @@
-"""The nodes in a real ComfyUI: `SUBJECTGEN_COMFYUI_DIR=/path/to/ComfyUI python -m pytest tests/test_comfyui_server.py`.
+"""The nodes in a real ComfyUI, run with its own Python, to which pytest and beartype were added:
 
-Its Python is that of `SUBJECTGEN_COMFYUI_PYTHON`, else the one that runs this. Nothing in its folder changes.
+SUBJECTGEN_COMFYUI_DIR=/path/to/ComfyUI /path/to/its/python -m pytest tests/test_comfyui_server.py
+
+Nothing in its folder changes. Its Python, as the last bits of a picture depend on what prepares its references.
 """
 
 import asyncio
@@ -29,12 +31,11 @@ from subjectgen.generate.stages import Stage
 from subjectgen.weights import find_folder
 
 COMFYUI = os.environ.get("SUBJECTGEN_COMFYUI_DIR")
-PYTHON = os.environ.get("SUBJECTGEN_COMFYUI_PYTHON", sys.executable)
 ROOT = Path(__file__).parent.parent
 REFERENCES = ROOT / "examples" / "references"
 WORKFLOWS = find_folder(PACK) / "api_workflows"
 NAMES = sorted(file.stem for file in WORKFLOWS.glob("*.json"))
-OPENED = "Requested to load SubjectNetworks"  # what ComfyUI writes when networks come to the device for the first time
+OPENED, BROUGHT = "opening mini", "Requested to load SubjectNetworks"  # from the disk; to the device, after it left it
 PREVIEW = 1  # of a message on the websocket
 
 pytestmark = pytest.mark.skipif(COMFYUI is None, reason="SUBJECTGEN_COMFYUI_DIR names no ComfyUI")
@@ -51,15 +52,16 @@ class Server:
         (base / "custom_nodes").mkdir()
         (base / "custom_nodes" / NAME).symlink_to(find_folder(PACK))
         shutil.copytree(REFERENCES, base / "input")
-        port, options = (
-            self.address.rsplit(":", 1)[1],
-            ["--cpu", "--disable-auto-launch", "--base-directory", str(base)],
-        )
+        arguments = ["--cpu", "--listen", "127.0.0.1", "--port", self.address.rsplit(":", 1)[1]]
+        database = f"sqlite:///{base / 'comfyui.db'}"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [PYTHON, "main.py", "--listen", "127.0.0.1", "--port", port, *options],
-                cwd=COMFYUI, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                [sys.executable, "main.py", *arguments, "--base-directory", str(base), "--database-url", database],
+                cwd=COMFYUI,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     async def ask(self, path: str, body: Any = None) -> Any:
         method = "GET" if body is None else "POST"
@@ -77,8 +79,9 @@ class Server:
             await asyncio.sleep(0.1)
         raise AssertionError(self.log.read_text())
 
-    def times_opened(self) -> int:
-        return self.log.read_text().count(OPENED)
+    def times(self, what: str) -> int:
+        """How often it has told this."""
+        return self.log.read_text().count(what)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +181,7 @@ def test_paints_what_python_paints(server: Server, mini: subjectgen.SubjectPipel
     picture, messages = run(server, workflow(name))
     assert np.array_equal(picture, same_call(mini, workflow(name)))
     previews = [data for kind, data in messages if kind == "preview"]
-    assert len(previews) == 20 and all(preview.size == (128, 128) for preview in previews)
+    assert len(previews) == 20 and all(preview.size == (512, 512) for preview in previews)
     progress = [(data["value"], data["max"]) for kind, data in messages if kind == "progress"]
     assert [each for each in progress if each[1] == 20] == [(step, 20) for step in range(1, 21)]
 
@@ -187,13 +190,13 @@ def test_paints_what_python_paints(server: Server, mini: subjectgen.SubjectPipel
 @pytest.mark.parametrize("name", ["one_subject", "all_in_one"])
 def test_stays_open_until_freed(server: Server, mini: subjectgen.SubjectPipeline, name: str):
     run(server, seeded(workflow(name), 1))
-    opened = server.times_opened()
+    opened, brought = server.times(OPENED), server.times(BROUGHT)
     first, _ = run(server, seeded(workflow(name), 2))
-    assert server.times_opened() == opened
+    assert (server.times(OPENED), server.times(BROUGHT)) == (opened, brought)
     asyncio.run(server.ask("/free", {"unload_models": True, "free_memory": True}))
     time.sleep(1)  # the flags are read when nothing runs
     again, _ = run(server, seeded(workflow(name), 2))
-    assert server.times_opened() == opened + 1
+    assert (server.times(OPENED), server.times(BROUGHT)) == (opened + 1, brought + 1)
     assert np.array_equal(first, again) and np.array_equal(again, same_call(mini, seeded(workflow(name), 2)))
 
 
@@ -201,9 +204,11 @@ def test_stays_open_until_freed(server: Server, mini: subjectgen.SubjectPipeline
 def test_evicted_and_brought_back(server: Server, mini: subjectgen.SubjectPipeline):
     """Weights leave the device, what nodes gave stays: nothing is loaded from disk again."""
     run(server, seeded(workflow("one_subject"), 3))
+    opened, brought = server.times(OPENED), server.times(BROUGHT)
     asyncio.run(server.ask("/free", {"unload_models": True}))
     time.sleep(1)
     picture, _ = run(server, seeded(workflow("one_subject"), 4))
+    assert (server.times(OPENED), server.times(BROUGHT)) == (opened, brought + 1)
     assert np.array_equal(picture, same_call(mini, seeded(workflow("one_subject"), 4)))
 
 
@@ -229,11 +234,12 @@ def test_interrupted_within_a_step(server: Server, mini: subjectgen.SubjectPipel
 @pytest.mark.slow
 def test_saved_subjects_are_listed_and_loaded(server: Server):
     graph = workflow("keep_a_subject")
+    graph["4"]["inputs"]["filename_prefix"] = "mine/fruit"
     picture, _ = run(server, graph)
     found = asyncio.run(server.ask("/object_info/SubjectgenLoadSubjects"))
     _, options = found["SubjectgenLoadSubjects"]["input"]["required"]["file"]
-    assert options["options"] == ["pineapple_00001_.safetensors"]
-    graph["3"] = {"class_type": "SubjectgenLoadSubjects", "inputs": {"file": options["options"][0]}}
+    assert "mine/fruit_00001_.safetensors" in options["options"]
+    graph["3"] = {"class_type": "SubjectgenLoadSubjects", "inputs": {"file": "mine/fruit_00001_.safetensors"}}
     del graph["2"], graph["4"]
     again, _ = run(server, graph)
     assert np.array_equal(picture, again)

@@ -1,5 +1,6 @@
 """A pipeline in ComfyUI: opened once, its networks brought to the device and taken away by ComfyUI's memory manager."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakValueDictionary
@@ -12,6 +13,8 @@ from torch import nn
 import subjectgen
 from subjectgen.estimate import Estimate
 from subjectgen.pipeline import SubjectPipeline
+
+logger = logging.getLogger(__name__)  # ComfyUI shows it on its console
 
 
 class ManagedPipeline:
@@ -76,6 +79,7 @@ def open_pipeline(
     """As `subjectgen.load`, but nothing that is still open is loaded again, whichever node asks for it."""
     asked = (model, adapter, dtype, offload)
     if (managed := _opened.get(asked)) is None:
+        logger.info("opening %s", model)
         device = "cpu" if offload == "none" else model_management.get_torch_device()
         with torch.inference_mode(False):  # weights of this mode could not be told apart once they change
             pipe = subjectgen.load(model, adapter=adapter, device=device, dtype=dtype, offload=offload)

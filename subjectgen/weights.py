@@ -38,7 +38,7 @@ class WeightsFile:
 
 
 def find_folder(name: str) -> Path:
-    """`weights` or `pipelines`: inside the installed package first, beside it in a checkout second."""
+    """`weights`, `pipelines` or `comfyui_pack`: inside the installed package first, beside it in a checkout second."""
     places = (PACKAGE / name, PACKAGE.parent / name)
     for place in places:
         if place.is_dir():

@@ -2,7 +2,7 @@
 
 import typer
 
-from subjectgen.cli import batch, compare, encode, evaluate, generate, info, reason, serve, train
+from subjectgen.cli import batch, comfyui, compare, encode, evaluate, generate, info, reason, serve, train
 from subjectgen.cli.errors import Commands
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(batch.batch)
 app.command()(serve.serve)
 app.add_typer(train.commands)
 app.add_typer(evaluate.commands)
+app.add_typer(comfyui.commands)
 app.command()(info.info)
 
 

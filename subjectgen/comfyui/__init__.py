@@ -1,0 +1,1 @@
+"""Nodes for ComfyUI. Only `install` can be imported outside of it."""

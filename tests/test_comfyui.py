@@ -1,0 +1,333 @@
+"""The nodes, run as ComfyUI runs them, on a stub of it: equal to the same call in Python, and well behaved."""
+
+import gc
+import json
+from pathlib import Path
+
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from comfy import model_management
+from comfyui_graphs import run
+from PIL import Image
+from tiny_pipeline import picture, tiny_pipeline
+
+import subjectgen
+from subjectgen.comfyui import managed
+from subjectgen.comfyui.all_in_one_node import PaintAtOnce
+from subjectgen.comfyui.extension import NODES, comfy_entrypoint
+from subjectgen.comfyui.load_node import Load
+from subjectgen.comfyui.managed import ManagedPipeline
+from subjectgen.comfyui.models import adapter_places, add_folders, model_places, subject_files
+from subjectgen.comfyui.pictures import image_from_pictures, references, references_from_sockets
+from subjectgen.comfyui.sample_node import Sample
+from subjectgen.comfyui.stages_node import TWO_TAUS, Stages
+from subjectgen.comfyui.steps import PREVIEW_LATENTS, Steps, _at_sigma_0, _small
+from subjectgen.comfyui.subject_nodes import EncodeSubjects, LoadSubjects, SaveSubjects
+from subjectgen.generate.stages import STAGE_PRESETS, resolve_stages
+from subjectgen.images import load_image
+from subjectgen.load import recipes
+
+WIDGETS = {"negative": "", "width": 0, "height": 0, "steps": 3, "guidance": 0.0, "seed": 5}
+PROMPT, GROUND = "image 1 on the left", "a red ground"
+OWN = "the model's own"
+
+
+def image_of(picture: Image.Image) -> torch.Tensor:
+    """A picture as ComfyUI's own LoadImage gives it."""
+    return torch.from_numpy(np.array(picture).astype(np.float32) / 255)[None]
+
+
+def saved(image: torch.Tensor) -> np.ndarray:
+    """What ComfyUI's own SaveImage writes: levels cut off, not rounded."""
+    return np.clip(255.0 * image.numpy(), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny_pipeline().save_pretrained(folder := tmp_path_factory.mktemp("saved") / "tiny")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
+    """models/ of a ComfyUI that holds the tiny pipeline; nothing is loaded or shown yet."""
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setattr(folder_paths, "folders", {"diffusers": [str(tmp_path / "diffusers")]})
+    add_folders()
+    (tmp_path / "subjectgen").mkdir()
+    (tmp_path / "subjectgen" / "tiny").symlink_to(model)
+    model_management.current_loaded_models.clear()
+    model_management.interrupt_current_processing(False)
+    comfy.utils.shown.clear()
+    return tmp_path
+
+
+@pytest.fixture
+def pipeline() -> ManagedPipeline:
+    with torch.inference_mode():
+        (opened,) = Load.execute("tiny", "none", OWN, "none").args
+    opened.pipe.set_progress_bar_config(disable=True)
+    return opened
+
+
+def painted(pipeline: ManagedPipeline, *subjects: Image.Image, **given) -> torch.Tensor:
+    with torch.inference_mode():
+        sockets = {f"subject{k}": image_of(subject) for k, subject in enumerate(subjects)}
+        (embeds,) = EncodeSubjects.execute(pipeline, sockets).args if subjects else (None,)
+        own = {"prompt": PROMPT if subjects else GROUND, "subjects": embeds, **WIDGETS}
+        return Sample.execute(pipeline, **own | given).args[0]
+
+
+def in_python(model: Path, subjects=None, prompt: str = PROMPT, **given) -> np.ndarray:
+    pipe = subjectgen.load(model)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(5), **given}
+    return np.stack([np.asarray(image) for image in pipe(prompt, subjects, **options).images])
+
+
+class TestEqualToPython:
+    def test_one_subject(self, pipeline: ManagedPipeline, model: Path):
+        red = picture("red")
+        assert np.array_equal(saved(painted(pipeline, red)), in_python(model, red))
+
+    def test_without_subjects(self, pipeline: ManagedPipeline, model: Path):
+        image = painted(pipeline)
+        assert image.shape == (1, 64, 64, 3) and image.dtype == torch.float32
+        assert np.array_equal(saved(image), in_python(model, prompt=GROUND))
+
+    def test_all_widgets(self, pipeline: ManagedPipeline, model: Path):
+        two = [picture("red"), picture("blue")]
+        given = {"width": 96, "height": 64, "steps": 2, "guidance": 3.0, "seed": 2**64 - 1, "negative": "a cat"}
+        (stages,) = Stages.execute(TWO_TAUS, 0.9, 0.4).args
+        expected = in_python(
+            model,
+            two,
+            width=96,
+            height=64,
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            negative_prompt="a cat",
+            generator=torch.Generator().manual_seed(2**64 - 1),
+            stages=[{"until": 0.9, "identity": 0}, {"until": 0.4}, {"until": 0, "semantic": 0}],
+        )
+        assert expected.shape == (1, 64, 96, 3)
+        assert np.array_equal(saved(painted(pipeline, *two, stages=stages, **given)), expected)
+
+    def test_all_in_one(self, model: Path):
+        red, blue = picture("red"), picture("blue")
+        widgets = {"model": "tiny", "adapter": "none", "dtype": OWN, "offload": "none", "prompt": PROMPT, **WIDGETS}
+        graph = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": "red"}},
+            "2": {"class_type": "LoadImage", "inputs": {"image": "blue"}},
+            "3": {"class_type": "SubjectgenPaintAtOnce", "inputs": widgets | {"stages": "free"}},
+            "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": ""}},
+        }
+        graph["3"]["inputs"] |= {"subjects.subject0": ["1", 0], "subjects.subject1": ["2", 0]}
+        (image,) = run(graph, {"red": image_of(red), "blue": image_of(blue)})
+        assert np.array_equal(saved(image), in_python(model, [red, blue], stages="free"))
+
+    def test_all_in_one_leaves_stages_to_the_model(self):
+        widgets = {"model": "tiny", "adapter": "none", "dtype": OWN, "offload": "none", "prompt": PROMPT, **WIDGETS}
+        made = PaintAtOnce.execute({"subject0": ["1", 0]}, OWN, **widgets)
+        assert [node["class_type"] for node in made.expand.values()] == [
+            "SubjectgenLoad", "SubjectgenEncodeSubjects", "SubjectgenSample"
+        ]  # fmt: skip
+
+
+class TestImages:
+    def test_every_level_makes_the_round_trip(self):
+        levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        colours = Image.fromarray(np.stack([levels, levels.T, 255 - levels], axis=-1))
+        image = image_from_pictures([colours, colours])
+        assert image.shape == (2, 16, 16, 3)
+        assert all(np.array_equal(one, np.asarray(colours)) for one in saved(image))
+        assert all(np.array_equal(load_image(each), colours) for each in references(image))
+
+    def test_sockets_and_batches_keep_their_order(self):
+        a, b, c, d = (torch.full((1, 2, 3, 3), value) for value in (0.1, 0.2, 0.3, 0.4))
+        given = references_from_sockets({"subject3": d, "subject0": torch.cat([a, b]), "subject2": c, "subject1": None})
+        assert [float(each[0, 0, 0]) for each in given] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+        assert all(each.shape == (3, 2, 3) for each in given)
+
+    def test_what_other_nodes_left_out_of_range_is_cut_off(self):
+        (reference,) = references(torch.tensor([[[[-0.01, 0.5, 1.02]]]], dtype=torch.float16))
+        assert reference.flatten().tolist() == [0, 0.5, 1]
+
+
+class TestMemory:
+    def test_opened_once(self, pipeline: ManagedPipeline, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(subjectgen, "load", None)
+        assert Load.execute("tiny", "none", OWN, "none").args[0] is pipeline
+
+    def test_opened_again_once_nobody_has_it(self, pipeline: ManagedPipeline):
+        other = Load.execute("tiny", "none", "bfloat16", "none").args[0]
+        assert other is not pipeline and other.pipe.transformer.dtype == torch.bfloat16
+        asked = (model_places()["tiny"], None, torch.bfloat16, "none")
+        assert asked in managed._opened
+        del other
+        gc.collect()
+        assert asked not in managed._opened
+
+    def test_weights_are_ordinary_tensors(self, pipeline: ManagedPipeline):
+        assert not any(weight.is_inference() for weight in pipeline.patcher.model.parameters())
+        with torch.inference_mode():
+            pipeline.patcher.model.to(torch.float64)
+        assert not any(weight.is_inference() for weight in pipeline.patcher.model.parameters())
+        assert pipeline.pipe.transformer.dtype == torch.float64
+        pipeline.patcher.model.to(torch.float32)
+
+    def test_evicted_and_back(self, pipeline: ManagedPipeline):
+        first = painted(pipeline, picture("red"))
+        assert model_management.current_loaded_models == [pipeline.patcher]
+        assert pipeline.patcher.loaded_size() == pipeline.patcher.model_size() > 0
+        model_management.unload_all_models()
+        assert pipeline.patcher.loaded_size() == 0
+        assert torch.equal(painted(pipeline, picture("red")), first)
+        assert model_management.current_loaded_models == [pipeline.patcher]
+
+    def test_asks_for_what_the_call_computes(self, pipeline: ManagedPipeline):
+        painted(pipeline, width=96, height=96)
+        estimate = pipeline.pipe.estimate(GROUND, width=96, height=96, num_inference_steps=3)
+        assert pipeline.patcher.needed == [max(estimate.memory.activation_bytes.values())]
+
+    def test_all_or_nothing(self, pipeline: ManagedPipeline):
+        assert pipeline.patcher.partially_unload("cpu", 1000) == 0
+
+    def test_novram_is_refused(self, pipeline: ManagedPipeline, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(comfy.model_patcher, "NO_VRAM", True)
+        with pytest.raises(ValueError, match="--novram"):
+            painted(pipeline)
+
+    def test_offloaded_by_diffusers(self, pipeline: ManagedPipeline):
+        offloaded, estimate = ManagedPipeline(pipeline.pipe, "model"), pipeline.pipe.estimate(GROUND)
+        offloaded.make_room(estimate)
+        assert offloaded.patcher is None and model_management.current_loaded_models == []
+        assert model_management.freed[-1] == (estimate.peak_bytes, torch.device("cpu"))
+
+    def test_offload_needs_an_accelerator(self):
+        with pytest.raises(ValueError, match="offload='model'"):
+            Load.execute("tiny", "none", OWN, "model")
+
+
+class TestSteps:
+    def test_progress_and_previews(self, pipeline: ManagedPipeline):
+        image = painted(pipeline, picture("red"))
+        assert [(done, steps) for done, steps, _ in comfy.utils.shown] == [(1, 3), (2, 3), (3, 3)]
+        kinds, pictures, sizes = zip(*(preview for _, _, preview in comfy.utils.shown), strict=True)
+        assert set(kinds) == {"JPEG"} and set(sizes) == {512}
+        assert np.array_equal(pictures[-1], saved(image)[0])  # at sigma 0 nothing is left to go
+
+    def test_no_previews_where_they_would_move_networks(self, pipeline: ManagedPipeline):
+        painted(ManagedPipeline(pipeline.pipe, "model"))
+        assert [preview for _, _, preview in comfy.utils.shown] == [None] * 3
+
+    def test_preview_is_where_a_straight_path_ends(self):
+        generator = torch.Generator().manual_seed(0)
+        image, noise = torch.randn(2, 1, 4, 5, 6, generator=generator)
+        sigmas = torch.tensor([1.0, 0.7, 0.2, 0.0])
+        at = [(1 - sigma) * image + sigma * noise for sigma in sigmas]
+        for step in (1, 2):
+            torch.testing.assert_close(_at_sigma_0(sigmas, step, at[step], at[step + 1]), image)
+
+    def test_previews_of_large_pictures_are_small(self):
+        for size in ((100, 40), (32, 32), (33, 8)):
+            small = _small(torch.ones(1, 4, *size))
+            assert max(small.shape[-2:]) <= PREVIEW_LATENTS and torch.all(small == 1)
+
+    def test_interrupted_within_a_step(self, pipeline: ManagedPipeline, monkeypatch: pytest.MonkeyPatch):
+        whole = painted(pipeline, picture("red"))
+        comfy.utils.shown.clear()
+
+        class Stopped(comfy.utils.ProgressBar):
+            def update_absolute(self, *given):
+                super().update_absolute(*given)
+                model_management.interrupt_current_processing()
+
+        monkeypatch.setattr("subjectgen.comfyui.steps.ProgressBar", Stopped)
+        with pytest.raises(model_management.InterruptProcessingException):
+            painted(pipeline, picture("red"))
+        assert [done for done, _, _ in comfy.utils.shown] == [1]
+        monkeypatch.undo()
+        assert torch.equal(painted(pipeline, picture("red")), whole)
+
+    def test_callback_gives_back_what_it_was_given(self, pipeline: ManagedPipeline):
+        tensors = {"latents": torch.zeros(1, 4, 8, 8)}
+        pipeline.pipe._num_timesteps = 2
+        assert Steps(previews=False)(pipeline.pipe, 0, None, tensors) is tensors
+
+
+class TestSubjects:
+    def test_saved_and_loaded(self, pipeline: ManagedPipeline, models: Path):
+        with torch.inference_mode():
+            (embeds,) = EncodeSubjects.execute(pipeline, {"subject0": image_of(picture("red"))}).args
+            file = SaveSubjects.execute(embeds, "mine/red").ui["subjects"][0]
+            again = SaveSubjects.execute(embeds, "mine/red").ui["subjects"][0]
+        assert [file, again] == ["mine/red_00001_.safetensors", "mine/red_00002_.safetensors"] == subject_files()
+        assert (models / "subjectgen" / "subjects" / file).is_file()
+        (loaded,) = LoadSubjects.execute(file).args
+        assert torch.equal(painted(pipeline, subjects=loaded, prompt=PROMPT), painted(pipeline, picture("red")))
+
+    def test_read_again_when_it_changed(self, pipeline: ManagedPipeline, models: Path):
+        pipeline.pipe.encode_subjects(picture("red")).save(file := models / "subjectgen" / "subjects" / "a.safetensors")
+        before = LoadSubjects.fingerprint_inputs("a.safetensors")
+        assert LoadSubjects.fingerprint_inputs("a.safetensors") == before
+        pipeline.pipe.encode_subjects([picture("red"), picture("blue")]).save(file)
+        assert LoadSubjects.fingerprint_inputs("a.safetensors") != before
+
+    def test_too_many(self, pipeline: ManagedPipeline):
+        with pytest.raises(ValueError, match="4 references"):
+            EncodeSubjects.execute(pipeline, {f"subject{k}": image_of(picture("red")) for k in range(4)})
+
+
+class TestStages:
+    @pytest.mark.parametrize("preset", STAGE_PRESETS)
+    def test_presets(self, preset: str):
+        assert Stages.execute(preset, 0.5, 0.4).args == (preset,)
+
+    def test_two_taus_are_the_papers(self):
+        assert resolve_stages(Stages.execute(TWO_TAUS, 0.95, 0.85).args[0]) == STAGE_PRESETS["paper"]
+
+    def test_taus_in_the_wrong_order(self, pipeline: ManagedPipeline):
+        with pytest.raises(ValueError, match="falling"):
+            painted(pipeline, stages=Stages.execute(TWO_TAUS, 0.5, 0.6).args[0])
+
+
+class TestFolders:
+    def test_models(self, models: Path, model: Path):
+        (models / "diffusers").mkdir()
+        (models / "diffusers" / "mine").symlink_to(model)
+        (models / "diffusers" / "other").mkdir()
+        (models / "diffusers" / "other" / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+        found = model_places()
+        assert found.keys() == {"tiny", "mine", *recipes()} and found["mini"] == "mini"
+        assert found["tiny"] == str(models / "subjectgen" / "tiny")
+
+    def test_adapters(self, models: Path):
+        (models / "subjectgen" / "shoes.safetensors").touch()
+        assert adapter_places() == {"none": None, "shoes.safetensors": str(models / "subjectgen" / "shoes.safetensors")}
+
+    def test_users_own_folder(self, models: Path, model: Path):
+        folder_paths.folders.clear()
+        folder_paths.folders |= {"diffusers": [], "subjectgen": [str(model.parent)]}
+        add_folders()
+        assert model_places()["tiny"] == str(model)  # which ComfyUI prefers to ours
+
+    def test_an_adapter_that_is_of_no_use(self, models: Path):
+        (models / "subjectgen" / "shoes.safetensors").touch()
+        with pytest.raises(ValueError, match="leave it out"):
+            Load.execute("tiny", "shoes.safetensors", OWN, "none")
+
+
+def test_what_comfyui_asks_for():
+    import asyncio
+
+    extension = asyncio.run(comfy_entrypoint())
+    asyncio.run(extension.on_load())
+    assert asyncio.run(extension.get_node_list()) == NODES
+    schemas = [node.define_schema() for node in NODES]
+    assert len({schema.node_id for schema in schemas}) == 7
+    assert all(schema.category == "subjectgen" and schema.description and schema.display_name for schema in schemas)

@@ -1,0 +1,1 @@
+"""What pictures are scored by, each a `Metric`: likeness, obedience, copying, and a judge that is asked."""

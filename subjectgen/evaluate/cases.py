@@ -4,9 +4,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -34,35 +34,62 @@ class Figure:
 
     name: str
     heading: str
+    meaning: str = ""
     unit: str = ""
     digits: int = 1
+
+    @property
+    def label(self) -> str:
+        """The heading with its unit."""
+        return f"{self.heading}, {self.unit}" if self.unit else self.heading
 
     @property
     def scale(self) -> float:
         return 100.0 if self.unit == "%" else 1.0
 
 
-class Benchmark(Protocol):
-    """What is measured: cases, their references, and the scores of a picture."""
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What was found of one picture: scores by name, and what a judge said word for word."""
+
+    scores: dict[str, float]
+    answers: dict[str, str] = field(default_factory=dict)
+
+
+class Measured(Protocol):
+    """What a table and a report tell of."""
 
     name: str
     parts: dict[str, str]  # what each is, in words
-    cases: Sequence[Case]
     figures: tuple[Figure, ...]
-    identity: str  # the figure that says how much of the subject is kept
-    obedience: str  # the figure that says how much of the prompt is done
+    identity: str | None  # the figure that says how much of the subject is kept, if there is one
+    obedience: str | None  # the figure that says how much of the prompt is done
+
+
+class Benchmark(Measured, Protocol):
+    """What is painted and scored: cases, their references, and the scores of a picture."""
+
+    cases: Sequence[Any]  # of its own kind of Case
     checkpoints: tuple[str, ...]  # "repo@revision" of what scores
 
-    def references(self, case: Case) -> list[Image.Image]:
+    def references(self, case: Any) -> list[Image.Image]:
         """The pictures of its subjects, in the prompt's order."""
         ...
 
-    def truth(self, case: Case) -> Image.Image | None:
+    def truth(self, case: Any) -> Image.Image | None:
         """The picture asked for, where there is such a thing."""
         ...
 
-    def score(self, case: Case, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
-        """Scores of pictures of a case; what does not apply to it is left out."""
+    def score(self, case: Any, pictures: Sequence[Image.Image]) -> list[Scored]:
+        """Of pictures of a case; what does not apply to it is left out."""
+        ...
+
+    def measure(self, pipe: Any) -> dict[str, float]:
+        """What is measured of the pipeline itself, by name."""
+        ...
+
+    def ceiling(self) -> list["Painting"]:
+        """Pictures that are right by themselves, with cases of their own: what nothing painted should exceed."""
         ...
 
 

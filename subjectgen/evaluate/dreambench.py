@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from subjectgen.evaluate.cases import ENDINGS, Case, Figure, Painting
+from subjectgen.evaluate.cases import ENDINGS, Case, Figure, Painting, Scored
 from subjectgen.evaluate.dreambench_prompts import CLASSES, PAIRS, REFERENCES, prompts_of, prompts_of_pair
 from subjectgen.evaluate.metrics.metric import Metric
 from subjectgen.images import load_image
@@ -49,7 +49,6 @@ class DreamBench:
     """Cases about the photographs in a folder, scored by any metrics."""
 
     name, parts = "dreambench", PARTS
-    identity, obedience = "dino_i", "clip_t"
 
     def __init__(
         self,
@@ -67,6 +66,8 @@ class DreamBench:
         self.checkpoints = tuple(each for metric in metrics for each in metric.checkpoints)
         names = [name for metric in metrics for name in metric.names]
         self.figures = tuple(FIGURES.get(name) or Figure(name=name, heading=name, digits=3) for name in names)
+        self.identity = next((name for name in ("dino_i", "clip_i", "judge_subject") if name in names), None)
+        self.obedience = next((name for name in ("clip_t", "judge_prompt") if name in names), None)
         self.cases = [case for part in chosen(parts) for case in self._part(part)[:num_prompts]]
 
     def references(self, case: PhotographCase) -> list[Image.Image]:
@@ -80,15 +81,24 @@ class DreamBench:
         """Nothing of the model itself."""
         return {}
 
-    def score(self, case: PhotographCase, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
-        """What every metric says; of photographs, how much they are like their references."""
-        references = [self.references(case)] * len(pictures)
-        scores: list[dict[str, float]] = [{} for _ in pictures]
+    def score(self, case: PhotographCase, pictures: Sequence[Image.Image]) -> list[Scored]:
+        """What every metric says, and the words of those that answer; of photographs, how like the others they are."""
+        found = [Scored(scores={}) for _ in pictures]
         for metric in self._metrics:
             if case.part in PAINTED or set(metric.names) & set(LIKENESS):
-                for known, new in zip(scores, metric(pictures, references, [case.prompt] * len(pictures)), strict=True):
-                    known.update({name: new[name] for name in new if case.part in PAINTED or name in LIKENESS})
-        return scores
+                found = [*map(joined, found, self._scored(metric, case, pictures))]
+        return found
+
+    def _scored(self, metric: Metric, case: PhotographCase, pictures: Sequence[Image.Image]) -> list[Scored]:
+        """By one metric."""
+        number = len(pictures)
+        scores = metric(pictures, [self.references(case)] * number, [case.prompt] * number)
+        answers = getattr(metric, "answers", None) or [{}] * number
+        wanted = metric.names if case.part in PAINTED else LIKENESS
+        return [
+            Scored(scores={name: value for name, value in each.items() if name in wanted}, answers=said)
+            for each, said in zip(scores, answers, strict=True)
+        ]
 
     def ceiling(self) -> list[Painting]:
         """Every photograph of every subject, as if a model that keeps identity perfectly had painted it."""
@@ -120,6 +130,11 @@ class DreamBench:
         others = tuple(each for each in files if each != file)
         name = f"photograph-{subject}-{file.stem}"
         return PhotographCase(name=name, part="photographs", subject=subject, prompt="", seed=0, files=others)
+
+
+def joined(first: Scored, second: Scored) -> Scored:
+    """Of one picture, what two metrics found."""
+    return Scored(scores=first.scores | second.scores, answers=first.answers | second.answers)
 
 
 def chosen(parts: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from subjectgen.data.prompts import TRAINED, Words, request
 from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.subjects import load_subjects
 from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene, choice, random_scene
-from subjectgen.evaluate.cases import Case, Figure
+from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
 from subjectgen.evaluate.sheet import picture_of
 from subjectgen.evaluate.shown import Pixels, SceneReader, Shown, asked_of, box_mask, nearest, of_reference, psnr
 from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
@@ -34,6 +34,22 @@ PARTS = {
     "copying": "one subject, whose reference shows another ground, place, size and turn than is asked for",
 }
 TURNS = ("upright", "upside down", "tilted left", "tilted right")  # how a subject can stand in a reference
+
+OTHER = "where the prompt asked for another"
+FIGURES = (
+    Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),
+    Figure(name="mixed", heading="mixed", meaning="it is nearest to another subject of the same picture", unit="%"),
+    Figure(name="region_psnr", heading="region PSNR", meaning="of the subjects' boxes, against the truth", unit="dB"),
+    Figure(name="obedience", heading="obedience", meaning="the mean of ground, place, size and pose", unit="%"),
+    Figure(name="ground", heading="ground", meaning="its colour is right, of 12", unit="%"),
+    Figure(name="place", heading="place", meaning="it is right, of 9", unit="%"),
+    Figure(name="size", heading="size", meaning="it is right, of 3", unit="%"),
+    Figure(name="pose", heading="pose", meaning="it is right, or looks the same, of 5", unit="%"),
+    Figure(name="copied_ground", heading="copied ground", meaning=f"the reference's colour, {OTHER}", unit="%"),
+    Figure(name="copied_place", heading="copied place", meaning=f"the reference's place, {OTHER}", unit="%"),
+    Figure(name="copied_size", heading="copied size", meaning=f"the reference's size, {OTHER}", unit="%"),
+    Figure(name="copied_turn", heading="copied turn", meaning=f"the reference's turn, {OTHER}", unit="%"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +71,7 @@ class EmojiBenchmark:
     name, parts = "emoji", PARTS
     identity, obedience = "identity", "obedience"
     checkpoints = ()
-    figures = (
-        Figure(name="identity", heading="identity: nearest to its own truth, of 60 subjects", unit="%"),
-        Figure(name="mixed", heading="mixed: nearest to another subject of the same picture", unit="%"),
-        Figure(name="region_psnr", heading="PSNR of the subjects' regions", unit="dB"),
-        Figure(name="obedience", heading="obedience: mean of the next four", unit="%"),
-        Figure(name="ground", heading="ground colour right, of 12", unit="%"),
-        Figure(name="place", heading="place right, of 9", unit="%"),
-        Figure(name="size", heading="size right, of 3", unit="%"),
-        Figure(name="pose", heading="pose right, of 5", unit="%"),
-        Figure(name="copied_ground", heading="the reference's ground, where another was asked", unit="%"),
-        Figure(name="copied_place", heading="the reference's place, where another was asked", unit="%"),
-        Figure(name="copied_size", heading="the reference's size, where another was asked", unit="%"),
-        Figure(name="copied_turn", heading="the reference's turn, where another was asked", unit="%"),
-    )
+    figures = FIGURES
 
     def __init__(self, num_prompts: int, cutouts: Path | None = None, parts: Sequence[str] = ("one",)):
         """Raises ValueError for an unknown part, or where there are too few subjects."""
@@ -95,12 +98,12 @@ class EmojiBenchmark:
     def truth(self, case: EmojiCase) -> Image.Image:
         return picture_of(self.rendered(case))
 
-    def score(self, case: EmojiCase, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
-        """Scores of pictures of a case. Those of another size are resized; raises ValueError if one is not square."""
-        return self.score_pixels(case, [pixels_of(picture) for picture in pictures])
+    def score(self, case: EmojiCase, pictures: Sequence[Image.Image]) -> list[Scored]:
+        """Of pictures of a case. Those of another size are resized; raises ValueError if one is not square."""
+        return [Scored(scores=each) for each in self.score_pixels(case, [pixels_of(picture) for picture in pictures])]
 
     def score_pixels(self, case: EmojiCase, pictures: Sequence[Pixels]) -> list[dict[str, float]]:
-        """The same of pixels."""
+        """Scores by name."""
         reader = SceneReader(self.renderer, case.scene, case.looks)
         subjects = [self._alone(case, k) for k in range(len(case.looks))]
         truth = self.rendered(case)
@@ -122,6 +125,10 @@ class EmojiBenchmark:
                 latents = latents_from_pixels(pipe.vae, truth[None].to(pipe.device))
                 values.append(psnr(pixels_from_latents(pipe.vae, latents)[0].float().cpu().clamp(-1, 1), truth))
         return {"vae_psnr": float(np.mean(values))}
+
+    def ceiling(self) -> list[Painting]:
+        """None: the truth is exact."""
+        return []
 
     def _identity(self, case: EmojiCase, subjects: Sequence[Tensor], picture: Pixels) -> dict[str, float]:
         """Whose truth each subject's region is nearest to: its own, or that of another in the picture."""
@@ -174,9 +181,7 @@ class EmojiBenchmark:
         prompt = self._request(rng, scene, [look], SPOKEN)
         return self._case("copying", index, prompt, scene, [look], [other_pose(rng, scene)])
 
-    def _request(
-        self, rng: np.random.Generator, scene: Scene, looks: Sequence[Look], words: Words = TRAINED
-    ) -> str:
+    def _request(self, rng: np.random.Generator, scene: Scene, looks: Sequence[Look], words: Words = TRAINED) -> str:
         return request(rng, scene, [self.renderer.names[look.subject] for look in looks], words)
 
     def _case(

@@ -58,9 +58,7 @@ def stages_by_name(pipe: SubjectPipeline, names: Sequence[str]) -> dict[str, tup
     return kept
 
 
-def run_of(
-    pipe: SubjectPipeline, benchmark: Benchmark, model: str, names: Sequence[str], settings: Settings
-) -> Run:
+def run_of(pipe: SubjectPipeline, benchmark: Benchmark, model: str, names: Sequence[str], settings: Settings) -> Run:
     """What is about to paint, before `measured` is known."""
     stages, own = stages_by_name(pipe, names), resolve_stages(pipe.config.stages)
     width, height = (side or pipe.config.image_size for side in settings.size)
@@ -106,7 +104,9 @@ def joined(earlier: Run, run: Run) -> Run:
     return Run(**{**vars(run), "stages": earlier.stages | run.stages, "measured": earlier.measured})
 
 
-def paint(pipe: SubjectPipeline, benchmark: Benchmark, run: Run, paintings: Sequence[Painting], batch_size: int) -> None:
+def paint(
+    pipe: SubjectPipeline, benchmark: Benchmark, run: Run, paintings: Sequence[Painting], batch_size: int
+) -> None:
     """Paint what is not there yet; each file is whole or absent."""
     waiting = [each for each in paintings if not each.file.exists()]
     for stages, group in groupby(waiting, key=lambda each: each.stages):

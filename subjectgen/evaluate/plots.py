@@ -28,8 +28,8 @@ def curve(stages: Mapping[str, Mapping[str, Mean]], identity: Figure, obedience:
         colour = COLOURS[index % len(COLOURS)]
         axes.errorbar(x[0], y[0], xerr=_arms(x), yerr=_arms(y), fmt="o", color=colour, capsize=2, gid=f"point-{name}")
         axes.annotate(name, (x[0], y[0]), textcoords="offset points", xytext=(6, 6), color=colour)
-    axes.set_xlabel(_label(identity))
-    axes.set_ylabel(_label(obedience))
+    axes.set_xlabel(identity.label)
+    axes.set_ylabel(obedience.label)
     return _svg(figure)
 
 
@@ -38,7 +38,7 @@ def by_subject(means: Mapping[str, Mapping[str, float]], identity: Figure) -> st
 
     means: by stages, by subject.
     """
-    first = next(iter(means.values()))
+    first = next(iter(means.values()), {})
     subjects = sorted(first, key=lambda subject: first[subject])
     figure, axes = _figure(6.5, 1.2 + INCH * len(subjects))
     for index, (name, values) in enumerate(means.items()):
@@ -48,7 +48,7 @@ def by_subject(means: Mapping[str, Mapping[str, float]], identity: Figure) -> st
         axes.plot(across, places, "o", color=colour, label=name, markersize=4, alpha=0.8)
     axes.set_yticks(range(len(subjects)), subjects, fontsize=7)
     axes.set_ylim(-1, len(subjects))
-    axes.set_xlabel(_label(identity))
+    axes.set_xlabel(identity.label)
     axes.legend(loc="lower right", fontsize=7)
     return _svg(figure)
 
@@ -73,10 +73,6 @@ def _scaled(figure: Figure, mean: Mean) -> list[float]:
 def _arms(values: Sequence[float]) -> list[list[float]]:
     mean, low, high = values
     return [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
-
-
-def _label(figure: Figure) -> str:
-    return f"{figure.heading}, {figure.unit}" if figure.unit else figure.heading
 
 
 def _svg(figure: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from subjectgen.evaluate.cases import Benchmark, Figure
+from subjectgen.evaluate.cases import Figure, Measured
 from subjectgen.evaluate.intervals import RESAMPLED
 from subjectgen.evaluate.plots import by_subject, curve
 from subjectgen.evaluate.scoring import Line
@@ -28,7 +28,7 @@ svg, img { max-width: 100%; height: auto } dt { font-weight: 600 } dd { margin: 
 
 def write_report(
     out: Path,
-    benchmark: Benchmark,
+    benchmark: Measured,
     means: Means,
     lines: Sequence[Line],
     sheet: Image.Image,
@@ -36,9 +36,8 @@ def write_report(
 ) -> None:
     """Write `report.html`: what was measured, tables, plots of the first part, and the contact sheet."""
     with whole_file(out / REPORT) as temporary:
-        body = "\n".join(
-            [*_facts(about), *_tables(benchmark, means), *_plots(benchmark, means, lines), "<h2>Pictures</h2>", _image(sheet)]
-        )
+        found = [*_facts(about), *_tables(benchmark, means), *_plots(benchmark, means, lines)]
+        body = "\n".join([*found, "<h2>Pictures</h2>", _image(sheet)])
         temporary.write_text(_page(f"{benchmark.name}: {about['model']}", body), encoding="utf-8")
 
 
@@ -53,13 +52,14 @@ def _facts(about: Mapping[str, object]) -> list[str]:
     return ["<dl>", *entries, "</dl>"]
 
 
-def _tables(benchmark: Benchmark, means: Means) -> list[str]:
+def _tables(benchmark: Measured, means: Means) -> list[str]:
     """A table a part."""
     tables = [_table(benchmark, part, means) for part in means]
-    return ["<h2>Figures</h2>", f"<p>{html.escape(RESAMPLED)}</p>", *tables]
+    meanings = _facts({each.heading: each.meaning for each in benchmark.figures if each.meaning})
+    return ["<h2>Figures</h2>", f"<p>{html.escape(RESAMPLED)}</p>", *tables, *meanings]
 
 
-def _table(benchmark: Benchmark, part: str, means: Means) -> str:
+def _table(benchmark: Measured, part: str, means: Means) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *means[part]))
     rows = [
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
@@ -69,19 +69,21 @@ def _table(benchmark: Benchmark, part: str, means: Means) -> str:
     return f"<table><caption>{words}</caption><tr>{head}</tr>\n" + "\n".join(rows) + "</table>"
 
 
-def _plots(benchmark: Benchmark, means: Means, lines: Sequence[Line]) -> list[str]:
-    """Of the first part."""
+def _plots(benchmark: Measured, means: Means, lines: Sequence[Line]) -> list[str]:
+    """Of the first part, as far as there are figures of identity and obedience."""
     part = next(iter(means))
     identity, obedience = (_figure(benchmark, name) for name in (benchmark.identity, benchmark.obedience))
-    subjects = _means_by_subject([line for line in lines if line["part"] == part], identity)
-    plots = [f"<h2>Identity against obedience: {html.escape(part)}</h2>", curve(means[part], identity, obedience)]
-    if subjects:
-        plots += [f"<h2>By subject: {html.escape(part)}</h2>", by_subject(subjects, identity)]
+    plots = []
+    if identity and obedience:
+        plots += [f"<h2>Identity against obedience: {part}</h2>", curve(means[part], identity, obedience)]
+    if identity:
+        subjects = _means_by_subject([line for line in lines if line["part"] == part], identity)
+        plots += [f"<h2>By subject: {part}</h2>", by_subject(subjects, identity)]
     return plots
 
 
-def _figure(benchmark: Benchmark, name: str) -> Figure:
-    return next(each for each in benchmark.figures if each.name == name)
+def _figure(benchmark: Measured, name: str | None) -> Figure | None:
+    return next((each for each in benchmark.figures if each.name == name), None)
 
 
 def _means_by_subject(lines: Sequence[Line], figure: Figure) -> dict[str, dict[str, float]]:

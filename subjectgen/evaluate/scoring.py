@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,14 @@ def score(benchmark: Benchmark, paintings: Sequence[Painting], out: Path, model:
     there = [each for each in paintings if each.file.exists()]
     path = out / SCORES
     known = read_lines(path)
-    _write(path, known.values())  # without what a kill has torn
+    write_lines(path, known.values())  # without what a kill has torn
     cases = [list(group) for _, group in groupby(sorted(there, key=_case), key=_case)]
     for group in track(cases, "scoring"):
         facts = {_key(each): _facts(benchmark, each, model) for each in group}
         waiting = [each for each in group if not _is_scored(known.get(_key(each)), facts[_key(each)])]
         known |= _append(path, _scored(benchmark, waiting, facts))
     kept = [known[_key(each)] for each in there]
-    _write(path, kept)
+    write_lines(path, kept)
     return kept
 
 
@@ -85,8 +86,8 @@ def _scored(benchmark: Benchmark, paintings: Sequence[Painting], facts: Mapping[
     """Lines of pictures of one case."""
     if paintings:
         pictures = [load_image(each.file) for each in paintings]
-        for each, scores in zip(paintings, benchmark.score(paintings[0].case, pictures), strict=True):
-            yield {**facts[_key(each)], "scores": scores}
+        for each, found in zip(paintings, benchmark.score(paintings[0].case, pictures), strict=True):
+            yield {**facts[_key(each)], **asdict(found)}
 
 
 def _append(path: Path, lines: Iterator[Line]) -> dict[str, Line]:
@@ -99,6 +100,6 @@ def _append(path: Path, lines: Iterator[Line]) -> dict[str, Line]:
     return new
 
 
-def _write(path: Path, lines: Iterable[Line]) -> None:
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
     with whole_file(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))

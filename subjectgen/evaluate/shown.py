@@ -1,4 +1,4 @@
-"""What a picture of the emoji world shows: its ground, and place, size and pose of a subject, by rendered alternatives."""
+"""What a picture of the emoji world shows, by the nearest rendered alternative: ground, place, size and pose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

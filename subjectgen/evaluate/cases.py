@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -56,6 +56,7 @@ class Scored:
     answers: dict[str, str] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Measured(Protocol):
     """What a table and a report tell of."""
 
@@ -66,6 +67,7 @@ class Measured(Protocol):
     obedience: str | None  # the figure that says how much of the prompt is done
 
 
+@runtime_checkable
 class Benchmark(Measured, Protocol):
     """What is painted and scored: cases, their references, and the scores of a picture."""
 

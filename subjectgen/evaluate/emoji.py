@@ -124,7 +124,7 @@ class EmojiBenchmark:
                 truth = self.rendered(case)
                 latents = latents_from_pixels(pipe.vae, truth[None].to(pipe.device))
                 values.append(psnr(pixels_from_latents(pipe.vae, latents)[0].float().cpu().clamp(-1, 1), truth))
-        return {"vae_psnr": float(np.mean(values))}
+        return {"PSNR of the autoencoder, dB": float(np.mean(values))}
 
     def ceiling(self) -> list[Painting]:
         """None: the truth is exact."""

@@ -16,7 +16,10 @@ RESAMPLED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A mean of `count` values about `subjects` subjects; of a single subject no interval can be told."""
+    """A mean of `count` values about `subjects` subjects; without an interval where resampling can tell none.
+
+    That is where there is a single subject, or where all values are equal.
+    """
 
     mean: float
     low: float | None
@@ -35,7 +38,8 @@ def mean_with_interval(values: Sequence[float], subjects: Sequence[str]) -> Mean
         raise ValueError(f"{len(values)} values about {len(subjects)} subjects: expected one subject a value, and some")
     names, index = np.unique(np.asarray(subjects), return_inverse=True)
     sums, counts = np.bincount(index, weights=np.asarray(values, float)), np.bincount(index)
-    low, high = _interval(sums, counts) if len(names) > 1 else (None, None)
+    known = len(names) > 1 and min(values) < max(values)
+    low, high = _interval(sums, counts) if known else (None, None)
     return Mean(mean=float(np.mean(values)), low=low, high=high, count=len(values), subjects=len(names))
 
 

@@ -10,7 +10,7 @@ from subjectgen.extras import require
 
 INCH = 0.16  # of height for each subject
 SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "subjectgen", "font.size": 9}  # words stay words; no random names
-METADATA = {"Date": None, "Creator": None}
+METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind
 
 

@@ -22,7 +22,9 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem
 table { border-collapse: collapse; margin: .5rem 0 2rem } caption { text-align: left; font-weight: 600 }
 td, th { border-bottom: 1px solid #ddd; padding: .25rem .75rem; text-align: right }
 td:first-child, th:first-child { text-align: left }
-svg, img { max-width: 100%; height: auto } dt { font-weight: 600 } dd { margin: 0 0 .3rem; overflow-wrap: anywhere }
+svg, img { max-width: 100%; height: auto } caption { max-width: 50rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.5rem }
+dt { font-weight: 600 } dd { margin: 0; overflow-wrap: anywhere }
 """
 
 

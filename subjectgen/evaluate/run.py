@@ -106,7 +106,7 @@ def all_paintings(benchmark: Benchmark, out: Path, run: Run, num_seeds: int) -> 
 def score_painted(benchmark: Benchmark, out: Path, order: Order) -> Means:
     """Score what lies in `out/pictures`, whichever shards painted it, under all stages of the run."""
     run = read_run(out)
-    about = {
+    about: dict[str, object] = {
         "model": run.model,
         "sha256 of the model": run.sha256,
         "stages of its own": run.default,
@@ -114,7 +114,7 @@ def score_painted(benchmark: Benchmark, out: Path, order: Order) -> Means:
         "steps": run.steps,
         "guidance scale": run.guidance_scale,
         "seeds a case": order.num_seeds,
-        **run.measured,
+        **{name: f"{value:.2f}" for name, value in run.measured.items()},
     }
     paintings = all_paintings(benchmark, out, run, order.num_seeds)
     return _score(benchmark, out, paintings, run.sha256, {**about, "command": order.command})
@@ -123,7 +123,7 @@ def score_painted(benchmark: Benchmark, out: Path, order: Order) -> Means:
 def score_images(benchmark: Benchmark, out: Path, order: Order) -> Means:
     """Score the pictures of a folder, named `<case>-<k>.png`; its name is the column of the table."""
     folder = order.images or out
-    about = {"model": f"pictures of '{folder.resolve().name}'", "command": order.command}
+    about: dict[str, object] = {"model": f"pictures of '{folder.resolve().name}'", "command": order.command}
     return _score(benchmark, out, pictures_found(benchmark.cases, folder), None, about)
 
 

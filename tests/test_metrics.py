@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from mock_hub import running
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
 from tiny_metrics import save_clip, save_orientation, tiny_clip, tiny_dino, tiny_dinov2, tiny_head
 from tiny_pipeline import picture
@@ -40,6 +41,7 @@ from subjectgen.evaluate.metrics.similarity import CLIP, DINO, ClipSimilarity, D
 from subjectgen.weights import WeightsError
 
 RED, TALL, WIDE = picture("red"), picture("blue", (30, 50)), picture("green", (70, 40))
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8))
 NUM_LOGITS = 360 + 180 + 360 + 2
 
 
@@ -162,9 +164,7 @@ PASTE = in_grid(ALL, ALL)
 
 class TestPatchRecall:
     def test_identical_is_one(self, patches):
-        noise = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
-        image = Image.fromarray(noise)
-        assert patches([image], [[image, image]], [""]) == [{"patch_recall": 1}]
+        assert patches([NOISE], [[NOISE, NOISE]], [""]) == [{"patch_recall": 1}]
 
     @torch.no_grad()
     def test_what_is_seen(self, patches):
@@ -253,8 +253,8 @@ class TestPose:
             logits = head(backbone(middle(image, 256, 224)).last_hidden_state[:, 0])[0]
             return int(logits[:360].argmax()), int(logits[360:540].argmax()) - 90, float(logits[-2:].softmax(0)[0])
 
-        (scores,) = pose([RED], [[TALL]], [""])
-        (azimuth, polar, sure), (other, other_polar, other_sure) = angles(RED), angles(TALL)
+        (scores,) = pose([RED], [[NOISE]], [""])
+        (azimuth, polar, sure), (other, other_polar, other_sure) = angles(RED), angles(NOISE)
         assert scores["azimuth_difference"] == min((azimuth - other) % 360, (other - azimuth) % 360)
         assert scores["polar_difference"] == abs(polar - other_polar)
         assert scores["pose_confidence"] == pytest.approx(min(sure, other_sure), abs=1e-5)
@@ -287,7 +287,7 @@ class TestPose:
             {"dinov2.x": torch.zeros(1), "down_sampler.net1.0.bias": torch.zeros(3)}, tmp_path / "dino_weight.pt"
         )
         backbone = Checkpoint(repo=str(folders["orientation"] / "dinov2"))
-        with pytest.raises(WeightsError, match=r"lacks embeddings.cls_token"):
+        with pytest.raises(WeightsError, match=rf"'{tmp_path}' lacks embeddings.cls_token.*of the Dinov2Model"):
             PoseDifference.from_pretrained(
                 checkpoint=Checkpoint(repo=str(tmp_path), weights="dino_weight.pt"), backbone=backbone
             )
@@ -322,8 +322,16 @@ class TestCheckpoints:
             assert folder_of(there, names).name == there.revision
         assert all(torch.equal(*pair) for pair in zip(fetched.parameters(), tiny_dino().parameters(), strict=True))
 
+    def test_a_weight_is_missing(self, folders, tmp_path):
+        weights = load_file(folders["dino"] / "model.safetensors")
+        del weights["layernorm.bias"]
+        save_file(weights, tmp_path / "model.safetensors")
+        tiny_dino().config.save_pretrained(tmp_path)
+        with pytest.raises(WeightsError, match=r"lacks layernorm.bias: expected all weights of the ViTModel"):
+            DinoSimilarity.from_pretrained(checkpoint=Checkpoint(repo=str(tmp_path)))
+
     def test_no_such_file(self, tmp_path):
-        with pytest.raises(WeightsError, match=r"has no model.safetensors in .*Give the folder"):
+        with pytest.raises(WeightsError, match=r"has no config.json, model.safetensors in .*Give the folder"):
             network_of(CLIPModel, Checkpoint(repo=str(tmp_path)))
 
     def test_a_pickle_that_runs_code(self, tmp_path):

@@ -50,6 +50,7 @@ def tiny_head(num_logits):
     """Written out, as the published code has it."""
     first = nn.Sequential(nn.Linear(16, num_logits), nn.BatchNorm1d(num_logits), nn.ReLU())
     second = nn.Sequential(nn.Linear(num_logits, num_logits), nn.BatchNorm1d(num_logits))
+    first[0].weight.data.mul_(9)  # so that pictures are turned otherwise
     for norm in (first[1], second[1]):
         nn.init.normal_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2)

@@ -17,6 +17,7 @@ from subjectgen.hub import loading
 from subjectgen.weights import WeightsError
 
 CONFIG = "config.json"
+SHOWN = 4  # names in a message
 
 Network = TypeVar("Network", bound=PreTrainedModel)
 
@@ -87,25 +88,29 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 
 def network_of(kind: type[Network], checkpoint: Checkpoint, **options: Any) -> Network:
     """A network with all its weights, float32, in eval mode. options: of `from_pretrained`. Raises WeightsError."""
-    return built(kind, checkpoint, tensors_of(checkpoint), **options)
+    folder_of(checkpoint, [CONFIG, checkpoint.weights])  # asked for together: an error names all that is needed
+    return built(kind, checkpoint, checkpoint, **options)
 
 
-def built(kind: type[Network], configured: Checkpoint, weights: Mapping[str, Tensor], **options: Any) -> Network:
-    """The network that a checkpoint's configuration describes, with these weights. Raises WeightsError."""
-    folder = folder_of(configured, [CONFIG])
-    with loading(str(configured)):
+def built(kind: type[Network], configured: Checkpoint, source: Checkpoint, prefix: str = "", **options: Any) -> Network:
+    """What one checkpoint's configuration describes, with those weights of another whose names begin with `prefix`.
+
+    options: of `from_pretrained`. Raises WeightsError.
+    """
+    folder, weights = folder_of(configured, [CONFIG]), under(prefix, tensors_of(source))
+    with loading(str(source)):
         config = kind.config_class.from_pretrained(folder)
         network, report = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=dict(weights),
-            dtype=torch.float32,
-            output_loading_info=True,
-            **options,
+            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True, **options
         )
     if report["missing_keys"]:
         raise WeightsError(
-            f"'{configured}' lacks {', '.join(sorted(report['missing_keys']))}: expected all weights of a "
-            f"{kind.__name__}. Download it again, or check its name."
+            f"'{source}' lacks {', '.join(sorted(report['missing_keys'])[:SHOWN])}: expected all weights of the "
+            f"{kind.__name__} that '{configured}' describes. Download it again, or check its name."
         )
     return network.eval()
+
+
+def under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}

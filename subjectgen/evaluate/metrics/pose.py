@@ -9,7 +9,7 @@ pictures of one thing; of several subjects only the mean over their references i
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Dinov2Model
 
-from subjectgen.evaluate.metrics.checkpoints import Checkpoint, built, tensors_of
+from subjectgen.evaluate.metrics.checkpoints import Checkpoint, built, tensors_of, under
 from subjectgen.evaluate.metrics.metric import Pictures, check_cases, mean, seen_with_references
 from subjectgen.evaluate.metrics.similarity import dino_images
 from subjectgen.hub import loading
@@ -52,10 +52,9 @@ class OrientationNet(nn.Module):
     @classmethod
     def from_checkpoints(cls, checkpoint: Checkpoint, backbone: Checkpoint) -> "OrientationNet":
         """checkpoint: all weights, by their published names. backbone: its configuration. Raises WeightsError."""
-        weights = tensors_of(checkpoint)
-        dinov2 = built(Dinov2Model, backbone, _under(BACKBONE, weights))
+        dinov2 = built(Dinov2Model, backbone, checkpoint, prefix=BACKBONE)
+        parts = under(HEAD, tensors_of(checkpoint))
         with loading(str(checkpoint)):
-            parts = _under(HEAD, weights)
             head = head_of(dinov2.config.hidden_size, len(parts["net2.0.bias"]))
             head.load_state_dict(parts)
         return cls(dinov2, head.eval())
@@ -129,7 +128,3 @@ def turn(first: float, second: float) -> float:
     """Degrees between two directions, the short way round."""
     apart = abs(first - second) % 360
     return min(apart, 360 - apart)
-
-
-def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}

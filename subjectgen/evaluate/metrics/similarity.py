@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, CLIPModel, ViTModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from subjectgen.evaluate.metrics.checkpoints import Checkpoint, folder_of, network_of
+from subjectgen.evaluate.metrics.checkpoints import CONFIG, Checkpoint, folder_of, network_of
 from subjectgen.evaluate.metrics.metric import Pictures, check_cases, in_batches, mean, seen_with_references
 from subjectgen.hub import loading
 
@@ -81,8 +81,8 @@ class ClipSimilarity:
     @classmethod
     def from_pretrained(cls, device: torch.device | str = "cpu", checkpoint: Checkpoint = CLIP) -> "ClipSimilarity":
         """Downloads it at the first use: 600 MB. Raises WeightsError."""
+        folder = folder_of(checkpoint, [CONFIG, checkpoint.weights, *CLIP_FILES])
         clip = network_of(CLIPModel, checkpoint).to(device)
-        folder = folder_of(checkpoint, CLIP_FILES)
         with loading(str(checkpoint)):
             tokenizer = AutoTokenizer.from_pretrained(folder)
             images = CLIPImageProcessorPil.from_pretrained(folder)

@@ -256,11 +256,11 @@ class TestCopying:
         [
             (ReferencePose(), Shown(ground="white", place="middle", size="large", poses=("upright",))),
             (
-                ReferencePose(degrees=180, scale=40 / 128, x=-0.6, y=0.6, ground=Ground(colour="red")),
+                ReferencePose(degrees=180.0, scale=40 / 128, x=-0.6, y=0.6, ground=Ground(colour="red")),
                 Shown(ground="red", place="bottom left", size="small", poses=("upside down",)),
             ),
             (
-                ReferencePose(degrees=-35, scale=56 / 128, x=0.5, y=-0.1),
+                ReferencePose(degrees=-35.0, scale=56 / 128, x=0.5, y=-0.1),
                 Shown(ground="white", place="right", size="medium", poses=("tilted right",)),
             ),
         ],

@@ -104,7 +104,7 @@ class EmojiBenchmark:
 
     def score_pixels(self, case: EmojiCase, pictures: Sequence[Pixels]) -> list[dict[str, float]]:
         """Scores by name."""
-        reader = SceneReader(self.renderer, case.scene, case.looks)
+        reader = SceneReader(self.renderer, case.scene, list(case.looks))
         subjects = [self._alone(case, k) for k in range(len(case.looks))]
         truth = self.rendered(case)
         return [

@@ -139,7 +139,8 @@ class ReasoningBenchmark:
         right = grounds[chosen[0]] == scene and poses[chosen[1]] == scene
         alone = placement.number == 1
         reader, ground = SceneReader(self.renderer, scene, [look]), list(COLOURS).index(scene.ground.colour)
-        return right and (not alone or reader.place(picture, ground, 0) == placement.place)
+        place, _ = reader.outline(picture, ground, 0)
+        return right and (not alone or reader.free[0][place] == placement.place)
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from subjectgen.data.sightings import PAPER, turn_words
 from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Placement, Scene
 
 ALIKE = 20.0  # dB between two poses of a subject from which nobody can tell them apart: a ball has no upside
+OFF = 0.25  # of half a side: from there on a subject is not in the middle; a large one in a corner is at .31
 Pixels = Float[Tensor, "3 side side"]  # -1..1
 
 
@@ -34,75 +35,82 @@ def asked_of(scene: Scene, k: int) -> Shown:
 
 def of_reference(pose: ReferencePose) -> Shown:
     """What a reference shows, in the words of scenes."""
-    column, row = (0 if centre < -1 / 3 else 1 if centre <= 1 / 3 else 2 for centre in (pose.x, pose.y))
+    column, row = (0 if centre < -OFF else 1 if centre <= OFF else 2 for centre in (pose.x, pose.y))
     size = min(SIZES, key=lambda size: abs(SIZES[size] - pose.scale * SIDE))
     ground = pose.ground or PAPER
     return Shown(ground=ground.colour, place=PLACES[3 * row + column], size=size, poses=(turn_words(pose),))
 
 
 class SceneReader:
-    """Reads pictures that were asked for by one scene; what is rendered for the first is kept for the next."""
+    """Reads pictures that were asked for by one scene; what is drawn for the first is kept for the next.
+
+    Place and size are found by outlines, whatever has been painted in them; the pose by what is nearest there.
+    """
 
     def __init__(self, renderer: Renderer, scene: Scene, looks: Sequence[Look]):
-        self.renderer, self.scene, self.looks = renderer, scene, list(looks)
-        self.inside = box_mask(scene)
+        self.scene, self.inside = scene, box_mask(scene)
         coloured = [scene.with_colour(colour) for colour in COLOURS]
-        self.grounds = renderer.scenes(coloured, [self.looks] * len(coloured))
-        self.empty = renderer.scenes([replace(each, placements=()) for each in coloured], [[]] * len(coloured))
-        self.outlines = [self._outlines(k) for k in range(len(self.looks))]
+        self.full = renderer.scenes(coloured, [list(looks)] * len(coloured))
+        self.grounds = renderer.scenes([replace(each, placements=()) for each in coloured], [[]] * len(coloured))
+        self.elsewhere = [~box_mask(replace(scene, placements=self._others(k))) for k in range(len(looks))]
+        self.free = [self._free(k) for k in range(len(looks))]
+        self.drawn = [self._drawn(renderer, look, self.free[k]) for k, look in enumerate(looks)]
 
     def read(self, picture: Pixels, k: int) -> Shown:
         """What a picture shows of subject k, whatever the other subjects do."""
-        ground = nearest(picture, self.grounds, ~self.inside)
-        placement = replace(self.scene.placements[k], place=self.place(picture, ground, k))
-        sizes = [replace(placement, size=size) for size in SIZES]
-        widest = box_mask(replace(self.scene, placements=(sizes[-1],))) & self._elsewhere(k)
-        placement = sizes[nearest(picture, self._renders(sizes, ground, k), widest)]
-        poses = self._poses(picture, placement, ground, k)
-        return Shown(ground=list(COLOURS)[ground], place=placement.place, size=placement.size, poses=poses)
+        ground = nearest(picture, self.full, ~self.inside)
+        place, size = self.outline(picture, ground, k)
+        poses = self.drawn[k][place, size]
+        renders, touched = over(poses, self.grounds[ground]), (poses[:, 3] > 0).any(0)
+        shown = renders[nearest(picture, renders, self.elsewhere[k])]
+        alike = [name for name, each in zip(POSES, renders, strict=True) if same(each, shown, touched)]
+        colour, names = list(COLOURS)[ground], list(SIZES)
+        return Shown(ground=colour, place=self.free[k][place], size=names[size], poses=tuple(alike))
 
-    def place(self, picture: Pixels, ground: int, k: int) -> str:
-        """Where the subject's outline holds most of what is not ground, whatever has been painted there."""
-        painted = (picture - self.empty[ground]).square().sum(0)
-        elsewhere = self._elsewhere(k)
-        within, without = self.outlines[k] * elsewhere, (1 - self.outlines[k]) * elsewhere
-        inner = (painted * within).sum((1, 2)) / within.sum((1, 2)).clamp(min=1)
-        outer = (painted * without).sum((1, 2)) / without.sum((1, 2)).clamp(min=1)
-        free = torch.tensor([place in self._free(k) for place in PLACES])
-        return PLACES[int((inner - outer).where(free, -torch.inf).argmax())]
+    def outline(self, picture: Pixels, ground: int, k: int) -> tuple[int, int]:
+        """Place (of those free for subject k) and size whose outline, in any pose, is most like what is not ground."""
+        painted = (picture - self.grounds[ground]).norm(dim=0).sqrt()
+        alike = correlation(self.drawn[k][:, :, :, 3], painted, self.elsewhere[k]).amax(2)
+        place, size = divmod(int(alike.argmax()), len(SIZES))
+        return place, size
 
-    def _poses(self, picture: Pixels, placement: Placement, ground: int, k: int) -> tuple[str, ...]:
-        """The nearest pose, and those of which nobody can tell it apart."""
-        where = box_mask(replace(self.scene, placements=(placement,)))
-        renders = self._renders([replace(placement, pose=pose) for pose in POSES], ground, k)
-        first = nearest(picture, renders, where)
-        return tuple(
-            pose
-            for pose, render in zip(POSES, renders, strict=True)
-            if psnr(render[:, where], renders[first][:, where]) >= ALIKE
-        )
-
-    def _renders(self, placements: Sequence[Placement], ground: int, k: int) -> Float[Tensor, "n 3 side side"]:
-        """Subject k alone in each placement, on a ground of the colour of this number."""
-        coloured = self.scene.with_colour(list(COLOURS)[ground])
-        scenes = [replace(coloured, placements=(placement,)) for placement in placements]
-        return self.renderer.scenes(scenes, [[self.looks[k]]] * len(scenes))
-
-    def _outlines(self, k: int) -> Float[Tensor, "places side side"]:
-        """How much of each pixel subject k covers in each place."""
-        scenes = [replace(self.scene, placements=(replace(self.scene.placements[k], place=place),)) for place in PLACES]
-        return self.renderer.draw(layers_of(scenes, [[self.looks[k]]] * len(scenes)), self.renderer.small)[:, 3]
+    def _drawn(
+        self, renderer: Renderer, look: Look, places: Sequence[str]
+    ) -> Float[Tensor, "places sizes poses 4 side side"]:
+        """A subject alone, premultiplied with alpha."""
+        kinds = [Placement(place=place, size=size, pose=pose) for place in places for size in SIZES for pose in POSES]
+        scenes = [replace(self.scene, placements=(kind,)) for kind in kinds]
+        drawn = renderer.draw(layers_of(scenes, [[look]] * len(scenes)), renderer.small)
+        return rearrange(drawn, "(place size pose) c h w -> place size pose c h w", size=len(SIZES), pose=len(POSES))
 
     def _others(self, k: int) -> tuple[Placement, ...]:
         return self.scene.placements[:k] + self.scene.placements[k + 1 :]
 
-    def _elsewhere(self, k: int) -> Bool[Tensor, "side side"]:
-        """Where the other subjects are not to stand."""
-        return ~box_mask(replace(self.scene, placements=self._others(k)))
-
     def _free(self, k: int) -> list[str]:
         """Places that no other subject is to have."""
         return [place for place in PLACES if place not in {other.place for other in self._others(k)}]
+
+
+def over(drawn: Float[Tensor, "n 4 side side"], ground: Pixels) -> Float[Tensor, "n 3 side side"]:
+    """Premultiplied cut-outs laid over a ground, pixels -1..1."""
+    alpha = drawn[:, 3:]
+    return (ground + 1) * (1 - alpha) + 2 * drawn[:, :3] - 1
+
+
+def correlation(
+    outlines: Float[Tensor, "places sizes poses side side"],
+    painted: Float[Tensor, "side side"],
+    where: Bool[Tensor, "side side"],
+) -> Float[Tensor, "places sizes poses"]:
+    """Pearson's, over the pixels of a region; 0 where either is the same everywhere."""
+    shapes, values = outlines[..., where], painted[where]
+    shapes, values = shapes - shapes.mean(-1, keepdim=True), values - values.mean()
+    return shapes @ values / (shapes.norm(dim=-1) * values.norm()).clamp(min=1e-6)
+
+
+def same(first: Pixels, second: Pixels, where: Bool[Tensor, "side side"]) -> bool:
+    """Whether nobody can tell two pictures apart in a region."""
+    return psnr(first[:, where], second[:, where]) >= ALIKE
 
 
 def box_mask(scene: Scene) -> Bool[Tensor, "side side"]:

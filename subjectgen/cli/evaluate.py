@@ -128,7 +128,7 @@ def reasoning(
     """Measure what reasoning before painting reads, and what it changes, against the truth of the emoji world."""
     from subjectgen.evaluate.reasoning import evaluate as evaluate_reasoning
 
-    evaluate_reasoning(open_model(model), num_prompts, num_riddles, out, cutouts)
+    evaluate_reasoning(open_model(model), num_prompts, num_riddles, out, cutouts, model, _command())
 
 
 def _order(
@@ -154,8 +154,13 @@ def _order(
         settings=Settings(size=parse_size(size), steps=steps, batch_size=batch_size),
         shard=Shard.parse(shard),
         images=images,
-        command=shlex.join(["subjectgen", *sys.argv[1:]]),
+        command=_command(),
     )
+
+
+def _command() -> str:
+    """What was typed, for the report."""
+    return shlex.join(["subjectgen", *sys.argv[1:]])
 
 
 def _opener(model: str, **options: Any) -> Callable[[], Any]:

@@ -137,14 +137,21 @@ class ReasoningBenchmark:
         poses = [replace(scene, placements=(replace(placement, pose=pose),)) for pose in POSES]
         chosen = [nearest(picture, self.renderer.scenes(s, [[look]] * len(s)), everywhere) for s in (grounds, poses)]
         right = grounds[chosen[0]] == scene and poses[chosen[1]] == scene
-        alone = placement.number == 1
+        if not right or placement.number > 1:
+            return right
         reader, ground = SceneReader(self.renderer, scene, [look]), list(COLOURS).index(scene.ground.colour)
         place, _ = reader.outline(picture, ground, 0)
-        return right and (not alone or reader.free[0][place] == placement.place)
+        return reader.free[0][place] == placement.place
 
 
 def evaluate(
-    pipe: SubjectPipeline, num_prompts: int, num_riddles: int, out: Path, cutouts: Path | None = None
+    pipe: SubjectPipeline,
+    num_prompts: int,
+    num_riddles: int,
+    out: Path,
+    cutouts: Path | None = None,
+    model: str = "",
+    command: str = "",
 ) -> Means:
     """Measure reading, cropping and thinking; writes scores.jsonl, table.json, sheet.png and report.html, prints."""
     check_plots()
@@ -152,10 +159,11 @@ def evaluate(
     pipe.set_progress_bar_config(disable=True)
     thought, rows = thinking(pipe, benchmark)
     lines = [*clutter(pipe, benchmark), *thought]
-    about = {"model": pipe.config._name_or_path, "sha256 of the model": model_hash(pipe.components)}
-    lines = [{"benchmark": "reasoning", **line, "model": about["sha256 of the model"]} for line in lines]
+    sha256 = model_hash(pipe.components)
+    lines = [{"benchmark": benchmark.name, **line, "model": sha256} for line in lines]
     write_lines(out / SCORES, lines)
     means, sheet = means_of(benchmark, lines), captioned_sheet(("reference", *INDIRECT), rows)
+    about = {"model": model, "sha256 of the model": sha256, "command": command}
     write_table(out, means, about)
     with whole_file(out / "sheet.png") as path:
         sheet.save(path, format="PNG")

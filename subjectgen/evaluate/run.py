@@ -74,7 +74,8 @@ def evaluate(benchmark: Benchmark, out: Path, order: Order, open_pipe: Callable[
     """Do what is ordered; the pipeline is opened only to paint. => the means, none where nothing was scored."""
     if order.scores:
         check_plots()
-    write_cases(benchmark, out, order.num_seeds)
+    if order.phase != "score":
+        write_cases(benchmark, out, order.num_seeds)
     if order.paints:
         paint_all(open_pipe(), benchmark, out, order)
     if not order.scores:

@@ -13,7 +13,8 @@ from subjectgen.generate.stages import Stage
 from subjectgen.load import load
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.mllm.processor import SubjectProcessor
-from subjectgen.pipeline import SubjectPipeline, SubjectPipelineOutput
+from subjectgen.output import SubjectPipelineOutput
+from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reasoning.clip_dino import ClipDinoJudge
 from subjectgen.reasoning.judges import MllmJudge, Score
 from subjectgen.reasoning.plan import Plan, PlanError, PlannedSubject

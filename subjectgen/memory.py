@@ -39,14 +39,21 @@ def told(doing: str, remedy: str) -> Iterator[None]:
 
 
 def recoverable(call: Call) -> Call:
-    """A call of a pipeline that leaves no network on the device where networks are offloaded, however it ends."""
+    """A call of a pipeline that leaves no network on the device where networks are offloaded, however it ends.
+
+    A call within a call leaves its networks to the outer one, which may need them at once.
+    """
 
     @wraps(call)
     def called(pipe: Any, *args: Any, **options: Any) -> Any:
+        if pipe._in_call:
+            return call(pipe, *args, **options)
+        pipe._in_call = True
         try:
             with told("painting", PAINTING):
                 return call(pipe, *args, **options)
         finally:
+            pipe._in_call = False
             pipe.maybe_free_model_hooks()
 
     return called  # type: ignore[return-value]

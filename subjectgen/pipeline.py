@@ -1,19 +1,17 @@
 """SubjectPipeline: prompt and references -> pictures. Five calls: encode, fuse, identity, sample, to image."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch
 from subjectgen.backbones import Denoiser, Reader, Transformer, denoiser_of, reader_of
-from subjectgen.binding import Binding
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
@@ -21,19 +19,19 @@ from subjectgen.generate.fuse import fuse
 from subjectgen.generate.guide import guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
 from subjectgen.generate.stages import Number, resolve_stages
-from subjectgen.generate.to_image import Pictures, to_image
+from subjectgen.generate.to_image import to_image
 from subjectgen.memory import recoverable
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
+from subjectgen.output import SubjectPipelineOutput
 from subjectgen.reasoning.instruction import INSTRUCTION
-from subjectgen.reasoning.judges import Score
 from subjectgen.reasoning.paint import as_painted, plans_of, with_references
 from subjectgen.reasoning.plan import Plan
 from subjectgen.reasoning.reason import OnToken, Writing, reason
 from subjectgen.reasoning.refine import Refinement
-from subjectgen.reasoning.reflect import REFLECT_SIGMA, Reflection, Round
-from subjectgen.references import read_images
+from subjectgen.reasoning.reflect import REFLECT_SIGMA, Reflection
+from subjectgen.references import References, read_images
 from subjectgen.request import Limits, Request, ResolvedRequest, draw_noise, one_of_two, resolve
 from subjectgen.saved import SavedPipeline
 from subjectgen.subject_lists import subject_lists
@@ -42,28 +40,6 @@ from subjectgen.types import Condition
 CONDITIONS = ("joint", "cached")  # how a checkpoint's conditions attend, see FluxDenoiser
 REFERENCE_SHAPES = ("square", "own")
 Callback = Callable[..., dict[str, Any] | None]
-
-
-@dataclass
-class SubjectPipelineOutput(BaseOutput):
-    """The pictures, how their prompts were understood, and what they were painted from.
-
-    images: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w].
-    bindings: for each prompt, which of its phrases stand for which reference.
-    plans: one per prompt; None if none was planned.
-    scores: of each picture, those of all its candidates, in the order of their noise; None if none was judged.
-    kept: of each picture, which of its candidates it is, counted from 0; None (the first) if none was judged.
-    noise: [b, c, h, w] that each picture was painted from; `latents=noise` paints the same pictures again alone.
-    rounds: of reflection, the first painting among them; None without it.
-    """
-
-    images: Pictures
-    bindings: tuple[tuple[Binding, ...], ...] = ()
-    plans: list[Plan] | None = None
-    scores: list[tuple[Score, ...]] | None = None
-    kept: list[int] | None = None
-    noise: Tensor | None = None
-    rounds: list[Round] | None = None
 
 
 class SubjectPipeline(SavedPipeline):
@@ -123,6 +99,7 @@ class SubjectPipeline(SavedPipeline):
         )
         self._fingerprints = Fingerprints()
         self._interrupt = False
+        self._in_call = False
         self._num_timesteps = 0
 
     @recoverable
@@ -204,7 +181,7 @@ class SubjectPipeline(SavedPipeline):
         resolved = self._resolve(request)
         noise = draw_noise(request, resolved, self.limits)
         self._interrupt = False
-        if (planned := refinement.planned(self, request, reasoning)) is not request:
+        if (planned := refinement.planned(self, request, resolved, reasoning)) is not request:
             request, resolved = planned, self._resolve(planned)
 
         painted = self._paint(resolved, noise, callback_on_step_end)
@@ -259,11 +236,7 @@ class SubjectPipeline(SavedPipeline):
         (entries,) = subject_lists(images, 1)
         if not entries:
             raise ValueError(f"encode_subjects({images!r}): expected one image or a list of images, this has none")
-        references = read_images(entries, self.limits)
-        reader, denoiser = self.adapters()
-        (prefix,) = batch.prefixes(reader, [references])
-        (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
-        return SubjectEmbeds(prefix=prefix, identity=identity, names=references.names, fingerprints=self.fingerprints)
+        return self._encode(read_images(entries, self.limits))
 
     def estimate(
         self,
@@ -322,6 +295,12 @@ class SubjectPipeline(SavedPipeline):
             if isinstance(subjects, SubjectEmbeds):
                 subjects.check(self.fingerprints)
         return resolved
+
+    def _encode(self, references: References) -> SubjectEmbeds:
+        reader, denoiser = self.adapters()
+        (prefix,) = batch.prefixes(reader, [references])
+        (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
+        return SubjectEmbeds(prefix=prefix, identity=identity, names=references.names, fingerprints=self.fingerprints)
 
     def _paint(
         self,

@@ -85,7 +85,8 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
     """The request with every choice made. Raises ValueError or FileNotFoundError for what cannot be."""
     prompts = _prompts(request.prompt)
     negative_prompts = _negative_prompts(request.negative_prompt, len(prompts))
-    subjects = _subjects(request.subject_images, len(prompts), limits)
+    entries = subject_lists(request.subject_images, len(prompts))
+    subjects = tuple(_subjects(each, limits) for each in entries)
     bindings = _bindings(prompts, subjects)
     height = limits.image_size if request.height is None else request.height
     width = limits.image_size if request.width is None else request.width
@@ -139,13 +140,7 @@ def _negative_prompts(negative_prompt: Any, num_prompts: int) -> tuple[str, ...]
     return tuple(negative_prompt)
 
 
-def _subjects(subject_images: Any, num_prompts: int, limits: Limits) -> tuple[Subjects, ...]:
-    if isinstance(subject_images, (list, tuple)):  # embeds are themselves a list of references
-        subject_images = [[entry] if isinstance(entry, SubjectEmbeds) else entry for entry in subject_images]
-    return tuple(_subjects_of_prompt(entries, limits) for entries in subject_lists(subject_images, num_prompts))
-
-
-def _subjects_of_prompt(entries: Sequence[Any], limits: Limits) -> Subjects:
+def _subjects(entries: Sequence[Any], limits: Limits) -> Subjects:
     if any(isinstance(entry, SubjectEmbeds) for entry in entries):
         if len(entries) > 1:
             raise ValueError(

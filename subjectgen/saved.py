@@ -28,9 +28,9 @@ class SavedPipeline(DiffusionPipeline):
             index = hub.read_index(name, cls.__name__, **kwargs)
             for part in ADAPTERS.keys() - kwargs.keys():
                 adapter_of(part, index[part][1])
+            check_classes(name, index)
             folder = Path(name if Path(name).is_dir() else cls.download(name, **kwargs))
             verify(folder)
-            check_classes(folder)
             check_configured(*(folder / part for part in ADAPTERS.keys() - kwargs.keys()))
             check_saved(name, folder, quantised_again=kwargs.get("quantization_config") is not None)
             pipe = super().from_pretrained(folder, **kwargs)

@@ -3,7 +3,6 @@
 Loaders that fill gaps with random weights, or leave them empty, only log it.
 """
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,14 +20,17 @@ SHOWN = 4  # names in a message
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
-def check_classes(folder: Path) -> None:
-    """Raise WeightsError where `model_index.json` names a class that this diffusers or transformers does not have."""
-    for component, made_of in json.loads((folder / "model_index.json").read_text()).items():
+def check_classes(name: str, index: Mapping[str, Any]) -> None:
+    """Raise WeightsError where an index names a class that this diffusers or transformers does not have.
+
+    name: of the pipeline. index: what its `model_index.json` says.
+    """
+    for component, made_of in index.items():
         match made_of:
-            case ["diffusers" | "transformers" as library, str(name)] if not hasattr(LIBRARIES[library], name):
+            case ["diffusers" | "transformers" as library, str(kind)] if not hasattr(LIBRARIES[library], kind):
                 raise WeightsError(
-                    f"{component}: {library} {LIBRARIES[library].__version__} has no {name}; expected a later one, as "
-                    f"'{folder}' was saved with. Install it with `pip install --upgrade {library}`."
+                    f"{component}: {library} {LIBRARIES[library].__version__} has no {kind}; expected a later one, as "
+                    f"'{name}' was saved with. Install it with `pip install --upgrade {library}`."
                 )
 
 

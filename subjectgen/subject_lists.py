@@ -5,19 +5,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from subjectgen.embeds import SubjectEmbeds
 from subjectgen.images import EXPECTED, shown
 
 
 def subject_lists(subject_images: Any, num_prompts: int) -> list[list[Any]]:
     """One subject, a list of subjects for every prompt, or a list per prompt => one list per prompt.
 
-    The entries themselves are passed through untouched. `None` and `[]` mean text only.
+    The entries themselves are passed through untouched. `None` and `[]` mean text only; SubjectEmbeds in a list are
+    the whole list of a prompt.
     """
     if subject_images is None:
         return [[] for _ in range(num_prompts)]
     if not isinstance(subject_images, (list, tuple)):
         _refuse_collection(subject_images)
         return [[subject_images] for _ in range(num_prompts)]
+    subject_images = [[entry] if isinstance(entry, SubjectEmbeds) else entry for entry in subject_images]
     nested = [entry is None or isinstance(entry, (list, tuple)) for entry in subject_images]
     if not any(nested):
         for entry in subject_images:
@@ -32,7 +35,7 @@ def subject_lists(subject_images: Any, num_prompts: int) -> list[list[Any]]:
     return _one_list_per_prompt(subject_images, num_prompts)
 
 
-def _one_list_per_prompt(lists: list[Any] | tuple[Any, ...], num_prompts: int) -> list[list[Any]]:
+def _one_list_per_prompt(lists: list[Any], num_prompts: int) -> list[list[Any]]:
     if len(lists) != num_prompts:
         raise ValueError(
             f"subject_images holds {len(lists)} lists for {num_prompts} prompt(s): expected one list per prompt. "

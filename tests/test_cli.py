@@ -22,10 +22,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import subjectgen
-from subjectgen import Plan, PlanError, PlannedSubject, Round, Score, SubjectPipeline
+from subjectgen import Plan, PlanError, PlannedSubject, Round, Score, Subject, SubjectPipeline
 from subjectgen.cli import app
 from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
+from subjectgen.cli.metrics import JudgeOptions, open_metrics
+from subjectgen.cli.model import open_model
 from subjectgen.evaluate.cases import Shard
 from subjectgen.evaluate.dreambench_prompts import REFERENCES
 from subjectgen.evaluate.sheet import GAP, LINE
@@ -53,8 +55,8 @@ class Painter:
         self.error: BaseException | None = None
         self.opened: list[dict[str, Any]] = []
 
-    def open(self, name: str, **options: Any) -> "Painter":
-        self.opened.append({"model": name, **options})
+    def open(self, *given: Any) -> "Painter":
+        self.opened.append(inspect.signature(open_model).bind(*given).arguments)
         return self
 
     def __call__(self, prompt: str, subjects: Any, **options: Any) -> SimpleNamespace:
@@ -80,7 +82,9 @@ class Painter:
         return PLAN
 
     def encode_subjects(self, images: list[Image.Image]) -> SimpleNamespace:
-        return SimpleNamespace(save=lambda path: Path(path).write_text(json.dumps([image.size for image in images])))
+        return SimpleNamespace(
+            save=lambda path: Path(path).write_text(json.dumps([Subject.of(image).read()[0].size for image in images]))
+        )
 
 
 @pytest.fixture
@@ -148,8 +152,8 @@ class TestGenerate:
         defaults = {"quantization": "none", "offload": "none", "attention_backend": None, "compile": False}
         chosen = {"quantization": "int8", "offload": "group", "attention_backend": "flash", "compile": True}
         assert painter.opened == [
-            {"model": "mini", "adapter": None, **defaults},
-            {"model": "a/base", "adapter": "mine.safetensors", **chosen},
+            {"name": "mini", "adapter": None, **defaults},
+            {"name": "a/base", "adapter": "mine.safetensors", **chosen},
         ]
         assert chosen.keys() <= inspect.signature(subjectgen.load).parameters.keys()
 
@@ -365,6 +369,61 @@ class TestReason:
         refused("reason", "--prompt", "p", "--out", "plan.json", words=("no end", "It wrote: '<subject>'"))
 
 
+class TestCutOut:
+    """What of an image is the subject."""
+
+    @pytest.mark.parametrize("command", ["generate", "reason"])
+    def test_of_one(self, painter: Painter, command: str):
+        run(command, "--prompt", "the bug", "--subject", "red.png", "--name", "bug", "--box", "1,0,5,4")
+        (subject,) = painter.calls[0].subjects
+        assert (subject.name, subject.box, subject.mask, subject.read()[0].size) == ("bug", (1, 0, 5, 4), None, (4, 4))
+
+    def test_of_several(self, painter: Painter):
+        Image.fromarray(np.eye(4, 6, dtype=np.uint8) * 255).save("mask.png")
+        run("generate", "--prompt", "the cup", "--subject", "red.png", "--subject", "blue.png", "--subject", "red.png",
+            "--mask", "3=mask.png", "--name", "3=a=b", "--name", "2=cup", "--box", "2=0,0,2,2")  # fmt: skip
+        first, second, third = painter.calls[0].subjects
+        assert isinstance(first, Image.Image)
+        assert (second.name, second.box, second.mask) == ("cup", (0, 0, 2, 2), None)
+        assert (third.name, third.box) == ("a=b", None)
+        assert third.read()[1].tolist() == np.eye(4, 6, dtype=bool).tolist()
+        text = Image.open("out.png").text
+        assert json.loads(text["names"]) == ["3=a=b", "2=cup"] and json.loads(text["masks"]) == ["3=mask.png"]
+
+    def test_of_what_is_encoded(self, painter: Painter):
+        run("encode", "--subject", "red.png", "--box", "0,0,3,2", "--out", "a.safetensors")
+        assert json.loads(Path("a.safetensors").read_text()) == [[3, 2]]
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--subject", "blue.png", "--name", "cup"], ("--name 'cup'", "any of 2", "'1=cup'")),
+            (["--box", "2=0,0,2,2"], ("--box '2=0,0,2,2'", "subject 2", "1 subject(s)")),
+            (["--name", "0=cup"], ("--name '0=cup'", "subject 0")),
+            (["--name", "cup", "--name", "1=mug"], ("--name '1=mug'", "second", "subject 1")),
+            (["--box", "0,0,x,2"], ("--box '0,0,x,2'", "LEFT,TOP,RIGHT,BOTTOM")),
+            (["--box", "0,0,2"], ("red.png", "box=(0, 0, 2)", "left < right")),
+            (["--box", "0,0,7,2"], ("red.png", "outside", "6x4")),
+            (["--mask", "none.png"], ("none.png", "does not exist")),
+            (["--mask", "dark.png"], ("red.png", "mask has no subject")),
+        ],
+        ids=lambda value: " ".join(value),
+    )
+    @pytest.mark.parametrize("command", ["generate", "reason", "compare", "encode"])
+    def test_refused_before_the_model_is_loaded(self, command: str, arguments: list[str], words: tuple[str, ...]):
+        Image.new("L", (6, 4)).save("dark.png")
+        prompt = () if command == "encode" else ("--prompt", "p")
+        refused(command, *prompt, "--subject", "red.png", *arguments, "--model", "nowhere/at-all", words=words)
+
+    def test_what_is_encoded_is_cut_already(self):
+        refused(
+            "generate", "--prompt", "p", "--subject", "a.safetensors", "--box", "0,0,2,2", words=("encoded", "--box")
+        )
+
+    def test_without_a_subject(self):
+        refused("generate", "--prompt", "p", "--name", "cup", words=("--name 'cup'", "0 subject(s)"))
+
+
 class TestEncode:
     def test_writes(self, painter: Painter):
         run("encode", "--subject", "red.png", "--subject", "blue.png", "--out", "two.safetensors")
@@ -409,6 +468,17 @@ class TestWithAModel:
         left, top = GAP + 2 * (CELL + GAP), LINE + GAP + CELL + GAP  # after image 1 and free, below the first seed
         cell = sheet.crop((left, top, left + CELL, top + CELL))
         assert np.abs(np.asarray(cell, dtype=int) - np.asarray(second, dtype=int)).max() <= 1
+
+    def test_compare_shows_what_is_cut_out(self, model: str):
+        common = ("--prompt", "a red ground", "--model", model, "--stages", "free", "--num-images", "1")
+        Image.new("RGB", (12, 4), "white").save("half.png")
+        with Image.open("half.png") as half:
+            half.paste("red", (0, 0, 6, 4))
+            half.save("half.png")
+        run("compare", *common, "--subject", "half.png", "--box", "0,0,6,4", "--out", "cut.png")
+        run("compare", *common, "--subject", "red.png", "--out", "whole.png")
+        with Image.open("cut.png") as cut, Image.open("whole.png") as whole:
+            assert cut.tobytes() == whole.tobytes()
 
     def test_compare_refuses_before_the_model_is_loaded(self):
         common = ("compare", "--prompt", "p", "--subject", "red.png", "--model", "nowhere/at-all")
@@ -462,7 +532,7 @@ class TestTrainAndEvaluate:
 
     def test_train(self, calls: list[dict[str, Any]]):
         run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume",
-            "--cutouts", "animals", "--batch-size", "4", "--compile", "--start", "earlier")  # fmt: skip
+            "--cutouts", "animals", "--batch-size", "4", "--compile", "--init-from", "earlier")  # fmt: skip
         budget = {"minutes": 2.5, "steps": None, "resume": True, "compile": True, "start": Path("earlier")}
         assert calls == [
             {"given": (), "phase": "vae", "out": Path("runs/a"), "cutouts": Path("animals"), "batch_size": 4, **budget}
@@ -528,6 +598,11 @@ class TestEvaluate:
         refused("evaluate", "emoji", "--cutouts", str(cutouts), "--phase", "score", "--out", str(tmp_path / "none"),
                 words=("run.json", "--images"))  # fmt: skip
         refused("evaluate", "dreambench", "--data", str(tmp_path), words=("backpack/02.jpg", "google/dreambooth"))
+        for metric, words in (("taste", ("'taste' is no metric", "dino")), ("pose", ("pose=FOLDER",))):
+            with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
+                open_metrics([metric], JudgeOptions())
+        with pytest.raises(ValueError, match="without --judge-model"):
+            JudgeOptions(url="http://127.0.0.1:1")
         assert not painter.opened
 
 

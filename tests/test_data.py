@@ -248,13 +248,28 @@ class TestBatches:
         assert not any(re.search(rf"\b{name}\b", prompt) for name in names(3, unseen=True) for prompt in prompts)
         assert all(any(re.search(rf"\b{name}\b", prompt) for prompt in prompts) for name in names(6, unseen=False))
 
-    def test_most_references_stand_straight_the_rest_anyhow(self):
+    def test_references_of_training_are_of_four_kinds(self):
+        """Straight, cut out by a box with their ground, with clutter, and slightly turned."""
         rng = np.random.default_rng(0)
-        poses = [training_pose(rng) for _ in range(4000)]
+        poses = [training_pose(rng, 10) for _ in range(4000)]
         straight = [pose for pose in poses if pose == ReferencePose()]
-        turned = np.array([pose.degrees for pose in poses if pose != ReferencePose()])
-        assert len(straight) / len(poses) == pytest.approx(0.6, abs=0.03)
-        assert np.abs(turned).max() <= 10 and turned.std() == pytest.approx(20 / 12**0.5, abs=0.5)
+        cut = [pose for pose in poses if pose.ground is not None and pose.scale > 0.84]
+        small = [pose for pose in poses if pose.scale < 0.72]
+        for kind, share in ((straight, 0.45), (cut, 0.2), (small, 0.1 * 0.8)):
+            assert len(kind) / len(poses) == pytest.approx(share, abs=0.03)
+        turned = np.array([pose.degrees for pose in poses if 0.72 <= pose.scale <= 0.84 and pose.degrees])
+        assert turned.std() > 5
+
+    def test_some_references_on_paper_are_masked_by_their_box(self, folder):
+        """Paper alone is masked away, and where nothing is masked the subject is anywhere."""
+        renderer = Renderer(load_subjects(cutouts=folder))
+        batches = [batch_of(renderer, 0, index, 8) for index in range(30)]
+        pixels = torch.cat([batch.references.flatten(0, 1) for batch in batches])
+        masks = torch.cat([batch.masks.flatten(0, 1) for batch in batches])
+        masked = ~masks.flatten(1).all(1)
+        assert masked.float().mean() == pytest.approx(0.2 * 0.74 / 0.8, abs=0.05)
+        assert (pixels.mean(1)[~masks] > 0.9).float().mean() > 0.99
+        assert masks[masked].float().mean() < 0.9
 
     def test_neighbouring_batches_have_equally_many_subjects(self, folder):
         """Two processes that train together take batches 2n and 2n + 1: neither waits for the other's longer one."""

@@ -5,7 +5,7 @@ import torch
 from tiny_pipeline import picture, tiny_pipeline
 from torch.profiler import ProfilerActivity, profile
 
-from subjectgen import Guidance, Stage
+from subjectgen import Guidance, Stage, Subject
 
 RED, BLUE = picture("red"), picture("blue")
 PROMPTS = ["a red cat", "on the blue ground, a cat and a cat"]
@@ -157,6 +157,12 @@ class TestShown:
         ):
             assert line in text
         assert pipe.config["conditions"] in text
+
+    def test_what_phrases_are_bound_to_is_printed(self, pipe):
+        told = pipe.estimate(["the fox beside image 2", "a red ground"], [Subject(RED, name="fox"), BLUE])
+        lines = str(told).splitlines()
+        assert "in prompt 1: 'fox' is image 1, 'image 2' is image 2" in lines
+        assert "in prompt 2: no phrase stands for a reference" in lines
 
     def test_is_frozen(self, pipe):
         with pytest.raises(AttributeError):

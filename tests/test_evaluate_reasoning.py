@@ -9,7 +9,7 @@ from tiny_subjects import cutout_folder
 from subjectgen import Plan, PlannedSubject
 from subjectgen.data.world import COLOURS, PLACES
 from subjectgen.evaluate import emoji
-from subjectgen.evaluate.reasoning import ReasoningBenchmark, evaluate, intersection_over_union, read_by
+from subjectgen.evaluate.reasoning import ReasoningBenchmark, evaluate, read_by
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +20,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def benchmark(folder):
     return ReasoningBenchmark(6, 12, folder)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
-        ((0, 0, 50, 50), (0, 0, 50, 50), 1.0),
-        ((0, 0, 50, 50), (50, 0, 100, 50), 0.0),
-        ((0, 0, 40, 40), (20, 0, 60, 40), 1 / 3),
-    ],
-)
-def test_intersection_over_union(first, second, expected):
-    assert intersection_over_union(first, second) == pytest.approx(expected)
 
 
 def said(sighting, **changes):
@@ -51,7 +39,7 @@ def test_what_is_read(benchmark):
         (said(true, box=(0, 0, 1, 1)), (True, True, pytest.approx(0.0, abs=0.01))),
     ):
         (read,) = read_by(Plan(subjects=(subject,), prompt="image 1", **words), seen)
-        assert (read.colour, read.pose, read.box_iou) == expected
+        assert (read.colour, read.pose, read.box_iou) == expected and read.turned == (true.pose != "upright")
 
 
 def test_references_are_cluttered(benchmark):
@@ -86,4 +74,6 @@ def test_end_to_end(folder, tmp_path, monkeypatch):
     assert table["parts"]["reading"]["plan"]["parsed"]["mean"] == 1
     assert (tmp_path / "sheet.png").exists() and (tmp_path / "report.html").exists()
     lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 + 2 * 2 + 2 * 3 and len({line["model"] for line in lines}) == 1
+    references = 2 + sum(len(question.looks) for question in ReasoningBenchmark(2, 3, folder).questions)
+    assert sum(line["part"] == "reading" for line in lines) == means["reading"]["plan"]["colour"].count == references
+    assert len(lines) == references + 2 * 2 + 2 * 3 and len({line["model"] for line in lines}) == 1

@@ -62,7 +62,7 @@ class TestIntervals:
 
     def test_told(self):
         mean = Mean(mean=0.5, low=0.25, high=0.754, count=8, subjects=4)
-        assert told(Figure(name="a", heading="a", unit="%"), mean) == "50.0 (25.0-75.4)"
+        assert told(Figure(name="a", heading="a", unit="%"), mean) == "50.0 (25.0..75.4)"
         alone = Mean(mean=3.0, low=None, high=None, count=1, subjects=1)
         assert told(Figure(name="a", heading="a", digits=2), alone) == "3.00"
 

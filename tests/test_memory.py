@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from tiny_pipeline import picture, seeded_generators, tiny_pipeline
+from tiny_pipeline import picture, reasoning_pipeline, seeded_generators, shorten_plans, tiny_pipeline
 
 import subjectgen
 from subjectgen.memory import OutOfMemory, told
@@ -98,6 +98,20 @@ class TestPainting:
         assert freed == [pipe]
         latents(pipe)
         assert freed == [pipe, pipe]
+
+    def test_only_the_outermost_call_frees(self, monkeypatch):
+        """Reasoning reads references, and painting reasons: the MLLM stays in between, also after a failed call."""
+        pipe, freed = reasoning_pipeline(), []
+        shorten_plans(monkeypatch)
+        monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", lambda self: freed.append(self))
+        failing(monkeypatch, pipe.vae, "encode")
+        with pytest.raises(OutOfMemory):
+            pipe.reason("a red cat", picture("red"))
+        assert len(freed) == 1
+        pipe.reason("a red cat", picture("red"))
+        assert len(freed) == 2
+        pipe("a red cat", picture("red"), reasoning=True)
+        assert len(freed) == 3
 
     def test_a_picture_too_large_for_this_machine(self):
         """Without a stand-in: the CPU's own allocator."""

@@ -13,9 +13,9 @@ from tiny_metrics import save_chat_model, tiny_chat_model
 from tiny_pipeline import picture
 from transformers import AutoProcessor
 
+from subjectgen.checkpoints import Checkpoint
 from subjectgen.evaluate.metrics import chat
 from subjectgen.evaluate.metrics.chat import QWEN3_VL, Endpoint, LocalModel, Question
-from subjectgen.evaluate.metrics.checkpoints import Checkpoint
 from subjectgen.evaluate.metrics.judge import LARGEST, Judge, as_shown, score_in, scores
 from subjectgen.evaluate.metrics.judge_prompts import prompt_question, subject_question
 from subjectgen.weights import WeightsError
@@ -120,7 +120,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def model(folder, monkeypatch):
     monkeypatch.setattr(chat, "MAX_TOKENS", 8)
-    return LocalModel.from_pretrained(checkpoint=Checkpoint(repo=str(folder), weights="*.safetensors"))
+    return LocalModel.from_pretrained(checkpoint=Checkpoint(repo=str(folder)))
 
 
 class TestLocalModel:

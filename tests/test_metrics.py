@@ -1,7 +1,7 @@
 """Metrics on closed cases, and against what tiny networks of their classes say when they are called by hand."""
 
 import math
-import pickle
+import shlex
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from tiny_pipeline import picture
 from transformers import CLIPModel, ViTModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from subjectgen.evaluate.metrics.checkpoints import Checkpoint, folder_of, network_of, tensors_of
+from subjectgen.checkpoints import Checkpoint, folder_of, network_of
 from subjectgen.evaluate.metrics.metric import BATCH
 from subjectgen.evaluate.metrics.patches import (
     Patches,
@@ -29,15 +29,18 @@ from subjectgen.evaluate.metrics.patches import (
     recall,
 )
 from subjectgen.evaluate.metrics.pose import (
+    COMMIT,
     DINOV2_LARGE,
-    ORIENT_ANYTHING,
+    PICKLE,
     Pose,
     PoseDifference,
     mean_differences,
     pose_of,
     turn,
 )
-from subjectgen.evaluate.metrics.similarity import CLIP, DINO, ClipSimilarity, DinoSimilarity, mean_cosine
+from subjectgen.evaluate.metrics.similarity import DINO, ClipSimilarity, DinoSimilarity, mean_cosine
+from subjectgen.likeness import CLIP, DINOV2, PICKSCORE, PICKSCORE_PROCESSOR, Clip, Dino
+from subjectgen.reasoning.clip_dino import ClipDinoJudge
 from subjectgen.weights import WeightsError
 
 RED, TALL, WIDE = picture("red"), picture("blue", (30, 50)), picture("green", (70, 40))
@@ -71,12 +74,8 @@ def patches(folders):
 
 @pytest.fixture(scope="module")
 def pose(folders):
-    return PoseDifference.from_pretrained(**orientation(folders["orientation"], "model.safetensors"))
-
-
-def orientation(folder, weights):
-    backbone = Checkpoint(repo=str(folder / "dinov2"))
-    return {"checkpoint": Checkpoint(repo=str(folder), weights=weights), "backbone": backbone}
+    folder = folders["orientation"]
+    return PoseDifference.from_pretrained(folder, backbone=Checkpoint(repo=str(folder / "dinov2")))
 
 
 def middle(image, large, side):
@@ -144,6 +143,21 @@ class TestClip:
         assert [each["clip_t"] for each in scores] == pytest.approx(obeyed, abs=1e-5)
         assert [each["clip_i"] for each in scores] == pytest.approx(kept, abs=1e-5)
         assert abs(obeyed[0] - obeyed[1]) > 1e-3
+
+    @torch.no_grad()
+    def test_processor_of_another(self, tmp_path):
+        """The network in one folder, its tokenizer and image processor in another, which has no network."""
+        images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28)
+        tiny_clip().save_pretrained(tmp_path / "network")
+        for part in (tiny_tokenizer(), images):
+            part.save_pretrained(tmp_path / "processor")
+        network, processor = (Checkpoint(repo=str(tmp_path / name)) for name in ("network", "processor"))
+        ids, model = tiny_tokenizer()(["a red cat"], return_tensors="pt"), tiny_clip()
+        logits = model(**images([RED, TALL], return_tensors="pt"), **ids).logits_per_image[:, 0]
+        cosines = Clip.from_pretrained("cpu", network, processor)([RED, TALL], "a red cat")
+        assert torch.allclose(cosines, logits / model.logit_scale.exp(), atol=1e-5)
+        with pytest.raises(WeightsError, match=r"network' has no preprocessor_config.json, tokenizer\*.json"):
+            Clip.from_pretrained("cpu", network)
 
     def test_a_long_prompt_is_cut(self, clip):
         assert clip([RED], [[RED]], ["red " * 99]) == clip([RED], [[RED]], ["red " * 200])
@@ -260,8 +274,18 @@ class TestPose:
         assert scores["pose_confidence"] == pytest.approx(min(sure, other_sure), abs=1e-5)
         assert (azimuth, polar) != (other, other_polar)
 
-    def test_a_pickle_of_tensors(self, folders, pose):
-        read = PoseDifference.from_pretrained(**orientation(folders["orientation"], "dino_weight.pt"))
+    def test_converted_as_the_error_says(self, folders, pose, tmp_path):
+        """A pickle is not read; after the second of the two commands its safetensors are."""
+        (tmp_path / PICKLE).parent.mkdir()
+        torch.save(load_file(folders["orientation"] / "model.safetensors"), tmp_path / PICKLE)
+        backbone = Checkpoint(repo=str(folders["orientation"] / "dinov2"))
+        with pytest.raises(WeightsError, match=r"has no model.safetensors: .*never reads") as error:
+            PoseDifference.from_pretrained(tmp_path, backbone=backbone)
+        download, convert = (shlex.split(line) for line in str(error.value).splitlines()[-2:])
+        assert download[:4] == ["hf", "download", "Viglong/Orient-Anything", PICKLE] and COMMIT in download
+        assert convert[:2] == ["python", "-c"]
+        exec(convert[2])
+        read = PoseDifference.from_pretrained(tmp_path, backbone=backbone)
         assert read([RED], [[TALL]], [""]) == pose([RED], [[TALL]], [""])
 
     def test_angles(self):
@@ -283,18 +307,15 @@ class TestPose:
         assert mean_differences(here, others) == expected
 
     def test_another_head(self, folders, tmp_path):
-        torch.save(
-            {"dinov2.x": torch.zeros(1), "down_sampler.net1.0.bias": torch.zeros(3)}, tmp_path / "dino_weight.pt"
-        )
+        weights = {"dinov2.x": torch.zeros(1), "down_sampler.net1.0.bias": torch.zeros(3)}
+        save_file(weights, tmp_path / "model.safetensors")
         backbone = Checkpoint(repo=str(folders["orientation"] / "dinov2"))
         with pytest.raises(WeightsError, match=rf"'{tmp_path}' lacks embeddings.cls_token.*of the Dinov2Model"):
-            PoseDifference.from_pretrained(
-                checkpoint=Checkpoint(repo=str(tmp_path), weights="dino_weight.pt"), backbone=backbone
-            )
+            PoseDifference.from_pretrained(tmp_path, backbone=backbone)
 
 
 class TestCheckpoints:
-    @pytest.mark.parametrize("checkpoint", [DINO, CLIP, ORIENT_ANYTHING, DINOV2_LARGE])
+    @pytest.mark.parametrize("checkpoint", [DINO, DINOV2, DINOV2_LARGE, CLIP, PICKSCORE, PICKSCORE_PROCESSOR])
     def test_pinned(self, checkpoint):
         assert len(checkpoint.revision) == 40 and str(checkpoint) == f"{checkpoint.repo}@{checkpoint.revision}"
 
@@ -304,19 +325,19 @@ class TestCheckpoints:
         keys = [metric([RED], [[RED]], ["a cat"])[0].keys() for metric in (dino, clip, patches, pose)]
         assert [tuple(each) for each in keys] == [metric.names for metric in (dino, clip, patches, pose)]
 
-    @pytest.mark.parametrize("metric", [DinoSimilarity, ClipSimilarity, PatchRecall, PoseDifference])
-    def test_offline(self, metric, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("kind", [DinoSimilarity, ClipSimilarity, PatchRecall, Dino, Clip, ClipDinoJudge])
+    def test_offline(self, kind, tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(WeightsError, match=r"not on this machine.*hf download \S+ --revision [0-9a-f]{40} --incl"):
-            metric.from_pretrained()
+            kind.from_pretrained()
 
     def test_downloaded(self, folders, tmp_path, monkeypatch):
         with running() as hub:
             names = ("config.json", "model.safetensors")
             hub.repos["them/eyes"] = {name: (folders["dino"] / name).read_bytes() for name in names}
             get = partial(snapshot_download, endpoint=hub.url, cache_dir=tmp_path)
-            monkeypatch.setattr("subjectgen.evaluate.metrics.checkpoints.snapshot_download", get)
+            monkeypatch.setattr("subjectgen.checkpoints.snapshot_download", get)
             there = Checkpoint(repo="them/eyes", revision=hub.sha("them/eyes"))
             fetched = network_of(ViTModel, there, add_pooling_layer=False)
             assert folder_of(there, names).name == there.revision
@@ -334,19 +355,8 @@ class TestCheckpoints:
         with pytest.raises(WeightsError, match=r"has no config.json, model.safetensors in .*Give the folder"):
             network_of(CLIPModel, Checkpoint(repo=str(tmp_path)))
 
-    def test_a_pickle_that_runs_code(self, tmp_path):
-        ran = tmp_path / "ran"
-        (tmp_path / "weights.pt").write_bytes(pickle.dumps(Touch(str(ran)), protocol=2))
-        with pytest.raises(WeightsError, match="no pickle of tensors alone"):
-            tensors_of(Checkpoint(repo=str(tmp_path), weights="weights.pt"))
-        assert not ran.exists()
-
-
-class Touch:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, "w")
+    def test_pickles_are_refused(self, tmp_path):
+        tiny_dino().config.save_pretrained(tmp_path)
+        torch.save(tiny_dino().state_dict(), tmp_path / "pytorch_model.bin")
+        with pytest.raises(WeightsError, match=r"has no model.safetensors in"):
+            DinoSimilarity.from_pretrained(checkpoint=Checkpoint(repo=str(tmp_path)))

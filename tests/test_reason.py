@@ -199,6 +199,19 @@ class TestReadOnce:
         pipe([PROMPT, "on the blue ground"], [RED, BLUE], reasoning=True)
         assert (counter.read, counter.encoded) == (2, 2)
 
+    def test_a_file_is_opened_once(self, pipe, monkeypatch):
+        opened, read = [], Subject.read
+        monkeypatch.setattr(Subject, "read", lambda *given, **options: opened.append(1) or read(*given, **options))
+        pipe.reason(PROMPT, [RED, BLUE])
+        assert len(opened) == 2
+
+    def test_the_same_picture_by_two_names(self, pipe, monkeypatch):
+        counter = Counter(pipe, monkeypatch)
+        named = [[Subject(RED, name="fox")], [Subject(RED, name="hat")], [Subject(RED, name="hat")]]
+        plans = pipe(["a fox", "a hat", "no hat"], named, reasoning=True).plans
+        assert [plan.embeds.names for plan in plans] == [("fox",), ("hat",), ("hat",)]
+        assert counter.read == 2
+
     def test_subjects_that_were_encoded_before(self, pipe, monkeypatch):
         subject = pipe.encode_subjects([RED, BLUE])
         counter = Counter(pipe, monkeypatch)
@@ -353,7 +366,7 @@ class TestRefusals:
         ],
     )
     def test_before_anything_is_read(self, small, monkeypatch, arguments, options, words):
-        monkeypatch.setattr(SubjectPipeline, "encode_subjects", lambda *_: pytest.fail("work has begun"))
+        monkeypatch.setattr(SubjectPipeline, "_encode", lambda *_: pytest.fail("work has begun"))
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             small.reason(*arguments, **options)
 

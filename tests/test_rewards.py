@@ -19,9 +19,10 @@ from subjectgen.data.subjects import load_subjects
 from subjectgen.data.talks import Asked
 from subjectgen.data.understanding import understood
 from subjectgen.data.world import Ground, Placement, Scene, random_scene
+from subjectgen.likeness import Clip, Dino
 from subjectgen.train.painted_rewards import DinoReward, Painter, PickReward, RegionReward
 from subjectgen.train.reasoning import emoji_rewards, measured
-from subjectgen.train.rewards import format_reward, obedience_reward, overlap, plan_in, subject_reward
+from subjectgen.train.rewards import format_reward, obedience_reward, plan_in, subject_reward
 from subjectgen.train.tasks import EmojiTasks, PhotographTasks, Task
 
 WHITE = Ground(colour="white")
@@ -101,16 +102,6 @@ class TestSubject:
     def test_what_is_wrong_costs_its_share(self, given, lost):
         """Of colours, box and pose of two references."""
         assert subject_reward(planned(subject(**given)), (CAT, CUP)) == pytest.approx(1 - lost / 6)
-
-    def test_overlap_counts_squares(self):
-        rng = np.random.default_rng(0)
-        for _ in range(200):
-            masks, boxes = np.zeros((2, 100, 100), bool), []
-            for mask in masks:
-                (left, right), (top, bottom) = (sorted(rng.choice(101, 2, replace=False).tolist()) for _ in "xy")
-                mask[top:bottom, left:right] = True
-                boxes.append((left, top, right, bottom))
-            assert overlap(*boxes) == pytest.approx((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
 
 
 class TestObedience:
@@ -256,9 +247,11 @@ class TestJudges:
             "patch_size": 14,
         }
         model = Dinov2Model(Dinov2Config(**sizes))
-        processor = BitImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+        imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+        sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+        processor = BitImageProcessorPil(**sides, **imagenet)
         same, other = picture("red", size=(28, 28)), picture("blue", size=(28, 28))
-        reward = DinoReward(nothing, model, processor)
+        reward = DinoReward(nothing, Dino(model, "tiny", side=28))
         pixels = torch.tensor(np.asarray(same)).permute(2, 0, 1) / 127.5 - 1
         assert reward.score(pixels, Task(prompt="", references=(same,))) == pytest.approx(1)
         with torch.no_grad():
@@ -287,6 +280,7 @@ class TestJudges:
             inputs = processor(text=[prompt], images=[shown], return_tensors="pt")
             with torch.no_grad():
                 expected = float(model(**inputs).logits_per_image[0, 0]) / 100
-            scores.append(PickReward(nothing, model, processor).score(pixels, Task(prompt=prompt, references=())))
+            reward = PickReward(nothing, Clip(model, processor.tokenizer, images, "tiny"))
+            scores.append(reward.score(pixels, Task(prompt=prompt, references=())))
             assert scores[-1] == pytest.approx(expected, abs=1e-6)
         assert scores[0] != scores[1]

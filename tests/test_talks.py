@@ -12,11 +12,10 @@ from tiny_subjects import blob, quarters, subjects_from
 from subjectgen.data.indirect import riddle
 from subjectgen.data.plans import plan
 from subjectgen.data.render import Look, ReferencePose, Renderer
-from subjectgen.data.sightings import Sighting, sighting
+from subjectgen.data.sightings import POSES_SEEN, Sighting, overlap, sighting
 from subjectgen.data.talks import Painted, corpus, judgement_talk, plan_talk, question_talk, random_painted
 from subjectgen.data.world import COLOURS, PATTERNS, PLACES, SIDE, Ground, Placement, Scene, random_scene
 
-POSES_SEEN = ("upright", "upside down", "tilted left", "tilted right")
 NAMES = ("brick", "teapot", "lemon")
 
 
@@ -87,6 +86,16 @@ class TestSightings:
         other = (picture[1] > picture[0] + 0.3).nonzero().float().mean(0)
         assert (other < SIDE / 2).all()
         assert sighting(renderer, Look(subject=0), pose).box == (55, 55, 95, 95)
+
+    def test_overlap_counts_squares(self):
+        rng = np.random.default_rng(0)
+        for _ in range(200):
+            masks, boxes = np.zeros((2, 100, 100), bool), []
+            for mask in masks:
+                (left, right), (top, bottom) = (sorted(rng.choice(101, 2, replace=False).tolist()) for _ in "xy")
+                mask[top:bottom, left:right] = True
+                boxes.append((left, top, right, bottom))
+            assert overlap(*boxes) == pytest.approx((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
 
     @pytest.mark.parametrize("place", PLACES)
     def test_places(self, place):

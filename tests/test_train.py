@@ -431,7 +431,7 @@ class TestTrain:
         monkeypatch.setattr(nn.Module, "compile", lambda network, **how: compiled.append((network, how)))
         monkeypatch.setattr("subjectgen.train.mini.run", lambda phase, *_, **__: phases.append(phase))
         monkeypatch.setattr("subjectgen.train.mini.seen_subjects", lambda *_: renderer)
-        for phase in ("vae", "mllm", "stage1"):
+        for phase in ("vae", "sight", "stage1"):
             phases: list = []
             train(phase, begun, steps=1)
             assert not compiled
@@ -453,7 +453,7 @@ class TestTrain:
         assert put_together == [begun] * leads
 
     def test_unknown_phase(self, tmp_path):
-        with pytest.raises(ValueError, match=r"'stage3': expected one of vae, mllm, stage1, stage2"):
+        with pytest.raises(ValueError, match=r"'stage3': expected one of vae, sight, mllm, stage1, align, stage2"):
             train("stage3", tmp_path, steps=1)
 
     def test_phases_in_order(self, tmp_path):

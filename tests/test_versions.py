@@ -78,11 +78,15 @@ def test_qwen_says_which_diffusers_it_needs(monkeypatch):
         subjectgen.load("qwen-image-2.1")
 
 
-def test_a_checkpoint_of_a_later_diffusers(tmp_path):
+def test_a_checkpoint_of_a_later_diffusers(tmp_path, monkeypatch):
+    """In a folder, and in a repository before it is downloaded."""
     tiny_pipeline().save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     index["vae"] = ["diffusers", "AutoencoderOfTomorrow"]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     expected = r"vae: diffusers \S+ has no AutoencoderOfTomorrow; .*`pip install --upgrade diffusers`"
-    with pytest.raises(WeightsError, match=expected):
-        SubjectPipeline.from_pretrained(tmp_path)
+    monkeypatch.setattr("subjectgen.hub.fetch", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(SubjectPipeline, "download", lambda *_, **__: pytest.fail("downloading"))
+    for name in (tmp_path, "someone/tomorrow"):
+        with pytest.raises(WeightsError, match=expected):
+            SubjectPipeline.from_pretrained(name)

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 
-import torch
 from safetensors.torch import load_file, save_file
 from tiny import seeded, tiny_tokenizer
 from torch import nn
@@ -64,13 +63,12 @@ def save_clip(folder):
 
 
 def save_orientation(folder, num_logits):
-    """A backbone with its configuration; all weights in one file, safe and pickled, by their published names."""
+    """A backbone with its configuration; all weights in one file, by their published names."""
     tiny_dinov2().save_pretrained(folder / "dinov2")
     backbone = load_file(folder / "dinov2" / "model.safetensors")  # save_pretrained writes the names of transformers 4
     weights = {f"dinov2.{name}": tensor for name, tensor in backbone.items()}
     weights |= {f"down_sampler.{name}": tensor for name, tensor in tiny_head(num_logits).state_dict().items()}
     save_file(weights, folder / "model.safetensors")
-    torch.save(weights, folder / "dino_weight.pt")
 
 
 TEMPLATE = (

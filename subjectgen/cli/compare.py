@@ -7,6 +7,7 @@ import typer
 
 from subjectgen.cli.generate import generators, parse_size, step_bar
 from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization, check_out, open_model
+from subjectgen.cli.subjects import Box, Mask, Name, read_images
 
 CELL = 256  # pixels of a picture on the sheet
 
@@ -14,6 +15,9 @@ CELL = 256  # pixels of a picture on the sheet
 def compare(
     prompt: Annotated[list[str], typer.Option(help="What the picture shows; repeat for more rows.")],
     subject: Annotated[list[str], typer.Option(help="An image of a subject; repeat for more, in the prompt's order.")],
+    name: Name = None,
+    box: Box = None,
+    mask: Mask = None,
     stages: Annotated[list[str] | None, typer.Option(help="A preset's name; repeat. All presets if left out.")] = None,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("compare.png"),
     num_images: Annotated[int, typer.Option(min=1, help="Seeds for each prompt.")] = 2,
@@ -31,29 +35,22 @@ def compare(
     from subjectgen.evaluate.sheet import captioned_sheet
     from subjectgen.files import whole_file
     from subjectgen.generate.stages import STAGE_PRESETS, resolve_stages
-    from subjectgen.images import load_image
+    from subjectgen.subject import Subject
 
-    names = stages or list(STAGE_PRESETS)
-    for name in names:
-        resolve_stages(name)
+    presets = stages or list(STAGE_PRESETS)
+    for preset in presets:
+        resolve_stages(preset)
     check_out(out, ".png")
     width, height = parse_size(size)
-    references = [load_image(file) for file in subject]
-    pipe = open_model(
-        model,
-        adapter=adapter,
-        quantization=quantization,
-        offload=offload,
-        attention_backend=attention_backend,
-        compile=compile,
-    )
+    references = read_images(subject, name, box, mask)
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
     subjects, seeds = pipe.encode_subjects(references), [seed + k for k in range(num_images)]
     options = {"height": height, "width": width, "num_inference_steps": steps}
-    rows = []
+    shown, rows = [Subject.of(reference).read()[0] for reference in references], []
     for text in prompt:
-        columns = [_painted(pipe, text, subjects, seeds, stages=name, **options) for name in names]
-        rows += [(f"{text} (seed {s})", [*references, *painted]) for s, *painted in zip(seeds, *columns, strict=True)]
-    headings = [*(f"image {k}" for k in range(1, len(references) + 1)), *names]
+        columns = [_painted(pipe, text, subjects, seeds, stages=preset, **options) for preset in presets]
+        rows += [(f"{text} (seed {s})", [*shown, *painted]) for s, *painted in zip(seeds, *columns, strict=True)]
+    headings = [*(f"image {k}" for k in range(1, len(references) + 1)), *presets]
     with whole_file(out) as temporary:
         captioned_sheet(headings, rows, cell=CELL, per_line=1).save(temporary, format="PNG")
     typer.echo(str(out))

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from subjectgen.cli.model import (
-    EMBEDS_SUFFIX,
     Adapter,
     AttentionBackend,
     Compile,
@@ -16,10 +15,14 @@ from subjectgen.cli.model import (
     check_out,
     open_model,
 )
+from subjectgen.cli.subjects import EMBEDS_SUFFIX, Box, Mask, Name, read_images
 
 
 def encode(
     subject: Annotated[list[str], typer.Option(help="An image of a subject; repeat for more, in the prompt's order.")],
+    name: Name = None,
+    box: Box = None,
+    mask: Mask = None,
     out: Annotated[Path, typer.Option(help="The .safetensors to write.")] = Path("subject.safetensors"),
     model: Model = "mini",
     adapter: Adapter = None,
@@ -29,17 +32,8 @@ def encode(
     compile: Compile = False,
 ) -> None:
     """Encode subjects for this model; give the file to `generate --subject`."""
-    from subjectgen.images import load_image
-
     check_out(out, EMBEDS_SUFFIX)
-    images = [load_image(file) for file in subject]
-    pipe = open_model(
-        model,
-        adapter=adapter,
-        quantization=quantization,
-        offload=offload,
-        attention_backend=attention_backend,
-        compile=compile,
-    )
+    images = read_images(subject, name, box, mask)
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
     pipe.encode_subjects(images).save(out)
     typer.echo(str(out))

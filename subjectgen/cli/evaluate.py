@@ -2,13 +2,13 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from subjectgen.cli.generate import parse_size
+from subjectgen.cli.metrics import JudgeOptions, open_metrics
 from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization, open_model
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def emoji(
 
     order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
     benchmark = EmojiBenchmark(num_prompts, cutouts, part or tuple(PARTS))
-    options = {"quantization": quantization, "offload": offload, "attention_backend": attention_backend}
-    evaluate(benchmark, out, order, _opener(model, adapter=adapter, compile=compile, **options))
+    options = (adapter, quantization, offload, attention_backend, compile)
+    evaluate(benchmark, out, order, lambda: open_model(model, *options))
 
 
 @commands.command()
@@ -79,7 +79,11 @@ def dreambench(
     model: Model = "qwen-image-2.1",
     adapter: Adapter = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="dino, clip, patches, pose or judge; repeat. dino and clip if left out.")
+        list[str] | None,
+        typer.Option(
+            help="dino, clip, patches, pose or judge, or e.g. dino=FOLDER for a checkpoint on this machine; repeat. "
+            "dino and clip if left out."
+        ),
     ] = None,
     judge_url: Annotated[
         str | None, typer.Option(help="For --judge-model: an OpenAI-compatible endpoint. OpenAI's own if left out.")
@@ -111,10 +115,11 @@ def dreambench(
 
     order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
     check_photographs(data)
-    metrics = _metrics(metric or ("dino", "clip"), judge_url, judge_model) if order.scores else ()
+    judge = JudgeOptions(model=judge_model, url=judge_url)
+    metrics = open_metrics(metric or ("dino", "clip"), judge) if order.scores else ()
     benchmark = DreamBench(data, metrics, part or PAINTED, num_prompts)
-    options = {"quantization": quantization, "offload": offload, "attention_backend": attention_backend}
-    evaluate(benchmark, out, order, _opener(model, adapter=adapter, compile=compile, **options))
+    options = (adapter, quantization, offload, attention_backend, compile)
+    evaluate(benchmark, out, order, lambda: open_model(model, *options))
 
 
 @commands.command()
@@ -161,38 +166,3 @@ def _order(
 def _command() -> str:
     """What was typed, for the report."""
     return shlex.join(["subjectgen", *sys.argv[1:]])
-
-
-def _opener(model: str, **options: Any) -> Callable[[], Any]:
-    """Opens the model when it is needed: scoring alone needs none."""
-    return lambda: open_model(model, **options)
-
-
-def _metrics(names: Sequence[str], judge_url: str | None, judge_model: str | None) -> list[Any]:
-    """Loaded before anything is painted: a missing one is told at once."""
-    from subjectgen.evaluate.metrics.patches import PatchRecall
-    from subjectgen.evaluate.metrics.pose import PoseDifference
-    from subjectgen.evaluate.metrics.similarity import ClipSimilarity, DinoSimilarity
-    from subjectgen.placement import best_device
-
-    loaders: dict[str, Callable[[Any], Any]] = {
-        "dino": DinoSimilarity.from_pretrained,
-        "clip": ClipSimilarity.from_pretrained,
-        "patches": PatchRecall.from_pretrained,
-        "pose": PoseDifference.from_pretrained,
-        "judge": lambda device: _judge(device, judge_url, judge_model),
-    }
-    for name in names:
-        if name not in loaders:
-            raise ValueError(f"--metric '{name}' is no metric: expected {', '.join(loaders)}.")
-    return [loaders[name](best_device()) for name in names]
-
-
-def _judge(device: Any, url: str | None, model: str | None) -> Any:
-    """An open model on this machine, or one behind an endpoint."""
-    from subjectgen.evaluate.metrics.chat import Endpoint, LocalModel
-    from subjectgen.evaluate.metrics.judge import Judge
-
-    if url is not None and model is None:
-        raise ValueError(f"--judge-url {url} without --judge-model: expected the name that the model has there.")
-    return Judge(LocalModel.from_pretrained(device) if model is None else Endpoint.connect(model, url))

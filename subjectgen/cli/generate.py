@@ -20,14 +20,14 @@ from subjectgen.cli.model import (
     Quantization,
     check_out,
     open_model,
-    read_subjects,
 )
 from subjectgen.cli.reason import read_plan
+from subjectgen.cli.subjects import Box, Mask, Name, read_subjects
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from subjectgen.pipeline import SubjectPipelineOutput
+    from subjectgen.output import SubjectPipelineOutput
     from subjectgen.reasoning.plan import Plan
 
 
@@ -38,6 +38,9 @@ def generate(
     subject: Annotated[
         list[str] | None, typer.Option(help="An image of a subject (repeat for more), or one encoded .safetensors.")
     ] = None,
+    name: Name = None,
+    box: Box = None,
+    mask: Mask = None,
     out: Annotated[Path, typer.Option(help="The PNG to write; several get -1, -2, ... before the ending.")] = Path(
         "out.png"
     ),
@@ -72,15 +75,8 @@ def generate(
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
     asked = _asked(prompt, plan, reasoning)
-    subjects = read_subjects(subject or [])
-    pipe = open_model(
-        model,
-        adapter=adapter,
-        quantization=quantization,
-        offload=offload,
-        attention_backend=attention_backend,
-        compile=compile,
-    )
+    subjects = read_subjects(subject or [], name, box, mask)
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
     seeds = [(secrets.randbelow(2**31) if seed is None else seed) + k for k in range(num_images * best_of)]
     with step_bar() as on_step_end:
         painted = pipe(
@@ -98,6 +94,8 @@ def generate(
             callback_on_step_end=on_step_end,
         )
     recipe = _recipe(pipe, subject or [], steps, stages, model) | _words(asked, painted.plans)
+    cut_out = {"names": name, "boxes": box, "masks": [Path(file).name for file in mask or ()]}
+    recipe |= {key: json.dumps(given) for key, given in cut_out.items() if given}
     recipe |= {"best_of": str(best_of)} if best_of > 1 else {}
     recipe |= {"reflect": str(reflect)} if reflect else {}
     if painted.plans is not None and plan is None:

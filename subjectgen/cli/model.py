@@ -1,8 +1,7 @@
-"""Opening what a command works with: the model, and the subjects given as files."""
+"""What a command works with and writes: the model it opens, the file that it may write."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,9 +9,6 @@ from subjectgen.cli.errors import screen
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
-
-EMBEDS_SUFFIX = ".safetensors"
-
 
 Model = Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")]
 Adapter = Annotated[
@@ -31,10 +27,17 @@ AttentionBackend = Annotated[
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the DiT: a slow first step, faster ones after it.")]
 
 
-def open_model(name: str, **options: Any) -> "SubjectPipeline":
+def open_model(
+    name: str,
+    adapter: str | None = None,
+    quantization: str = "none",
+    offload: str = "none",
+    attention_backend: str | None = None,
+    compile: bool = False,
+) -> "SubjectPipeline":
     """A bundled model's name, a folder or a Hub repo id => the pipeline on this machine's best device.
 
-    options: as of `subjectgen.load`.
+    What else is given: as of `subjectgen.load`.
     """
     with screen.status(f"loading {name}"):
         from diffusers.utils import logging as diffusers_logging
@@ -45,28 +48,17 @@ def open_model(name: str, **options: Any) -> "SubjectPipeline":
 
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        pipe = subjectgen.load(name, device=best_device(), **options)
+        pipe = subjectgen.load(
+            name,
+            adapter=adapter,
+            device=best_device(),
+            quantization=quantization,
+            offload=offload,
+            attention_backend=attention_backend,
+            compile=compile,
+        )
     pipe.set_progress_bar_config(disable=True)  # the command has a bar of its own
     return pipe
-
-
-def read_subjects(files: Sequence[str]) -> Any:
-    """Image files => a list of images; one encoded `.safetensors` => SubjectEmbeds; none => None."""
-    encoded = [file for file in files if Path(file).suffix == EMBEDS_SUFFIX]
-    if not encoded:
-        from subjectgen.images import load_image
-
-        return [load_image(file) for file in files] or None
-    if len(files) > 1:
-        raise ValueError(
-            f"--subject '{encoded[0]}' is already encoded and cannot be mixed with {len(files) - 1} other(s): expected "
-            "one encoded file, or images only. Encode all images of the picture together with `subjectgen encode`."
-        )
-    if not Path(encoded[0]).is_file():
-        raise FileNotFoundError(f"--subject '{encoded[0]}' does not exist: make it with `subjectgen encode`.")
-    from subjectgen.embeds import SubjectEmbeds
-
-    return SubjectEmbeds.load(encoded[0])
 
 
 def check_out(out: Path, suffix: str) -> Path:

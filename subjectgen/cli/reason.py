@@ -13,8 +13,8 @@ from subjectgen.cli.model import (
     Quantization,
     check_out,
     open_model,
-    read_subjects,
 )
+from subjectgen.cli.subjects import Box, Mask, Name, read_subjects
 
 if TYPE_CHECKING:
     from subjectgen.reasoning.plan import Plan
@@ -25,6 +25,9 @@ def reason(
     subject: Annotated[
         list[str] | None, typer.Option(help="An image of a subject (repeat for more), or one encoded .safetensors.")
     ] = None,
+    name: Name = None,
+    box: Box = None,
+    mask: Mask = None,
     out: Annotated[Path | None, typer.Option(help="A .json to write the plan to, for `generate --plan`.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a plan may have.")] = 768,
     model: Model = "mini",
@@ -37,8 +40,8 @@ def reason(
 
     if out is not None:
         check_out(out, ".json")
-    subjects = read_subjects(subject or [])
-    pipe = open_model(model, adapter=adapter, quantization=quantization, offload=offload)
+    subjects = read_subjects(subject or [], name, box, mask)
+    pipe = open_model(model, adapter, quantization, offload)
     with screen.status("reasoning"):
         plan = pipe.reason(prompt, subjects, max_new_tokens=max_new_tokens)
     typer.echo(str(plan))

@@ -12,7 +12,9 @@ commands = typer.Typer(name="train", help="Train a model.", no_args_is_help=True
 
 @commands.command()
 def mini(
-    phase: Annotated[str, typer.Option(help="vae, mllm, stage1 or stage2, in this order.")],
+    phase: Annotated[
+        str, typer.Option(help="vae, sight, mllm, stage1 (align where there is a DiT), stage2: in this order.")
+    ],
     out: Annotated[Path, typer.Option(help="The run's folder: checkpoints, losses, samples.")] = Path("runs/mini"),
     minutes: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
@@ -22,8 +24,8 @@ def mini(
     compile: Annotated[
         bool, typer.Option("--compile", help="By torch.compile: minutes at the start, for long runs.")
     ] = False,
-    start: Annotated[
-        Path | None, typer.Option(help="For mllm: a pipeline's folder, or an earlier export, to go on from.")
+    init_from: Annotated[
+        Path | None, typer.Option(help="For sight, mllm and align: a pipeline's folder to go on from.")
     ] = None,
 ) -> None:
     """Train one phase of mini on the emoji world."""
@@ -42,7 +44,7 @@ def mini(
         cutouts=cutouts,
         batch_size=batch_size,
         compile=compile,
-        start=start,
+        start=init_from,
     )
 
 
@@ -127,7 +129,7 @@ def grpo(
     """
     from subjectgen.extras import require
 
-    require("grpo", "trl>=1.14.2", "peft>=0.18", "datasets>=4.7")
+    require("grpo", "trl>=1.14.2", "peft>=0.21", "datasets>=4.7")
     from subjectgen.train.grpo import Settings
     from subjectgen.train.reasoning import on_emoji, on_photographs
 

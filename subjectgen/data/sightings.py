@@ -6,6 +6,7 @@ from subjectgen.data.render import Look, ReferencePose, Renderer, colour_words_o
 from subjectgen.data.world import PLACES, Ground
 
 PAPER = Ground(colour="white")
+POSES_SEEN = ("upright", "upside down", "tilted left", "tilted right")
 Box = tuple[int, int, int, int]  # left, top, right, bottom in percent of the side
 
 
@@ -16,7 +17,7 @@ class Sighting:
     name: str
     colours: tuple[str, ...]  # largest share first
     box: Box
-    pose: str  # "upright", "upside down", "tilted left", "tilted right"
+    pose: str  # of POSES_SEEN
     ground: Ground
 
     @property
@@ -62,3 +63,16 @@ def turn_words(pose: ReferencePose) -> str:
     if abs(turn) > 160:
         return "upside down"
     return "tilted left" if turn > 0 else "tilted right"
+
+
+def overlap(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes, one of which at least is not empty."""
+    left, top = max(first[0], second[0]), max(first[1], second[1])
+    right, bottom = min(first[2], second[2]), min(first[3], second[3])
+    shared = max(right - left, 0) * max(bottom - top, 0)
+    return shared / (_area(first) + _area(second) - shared)
+
+
+def _area(box: Box) -> int:
+    left, top, right, bottom = box
+    return (right - left) * (bottom - top)

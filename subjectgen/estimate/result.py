@@ -1,12 +1,13 @@
 """The cost of a call, and how it is printed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from subjectgen.binding import Binding
 from subjectgen.estimate.activations import activations
 from subjectgen.estimate.counts import StageEstimate, Workload, workload
 from subjectgen.estimate.weights import QUANTIZATIONS, QUANTIZED_BYTES, Weights, is_quantized, offload_of, resident
@@ -41,6 +42,7 @@ class Estimate:
 
     pictures: int
     references: int  # of the prompt that has the most
+    bindings: tuple[tuple[Binding, ...], ...]  # for each prompt, which of its phrases stand for which reference
     stages: tuple[StageEstimate, ...]
     conditions: str
     limits: Limits  # what the checkpoint takes
@@ -56,6 +58,7 @@ class Estimate:
         memory, others = self.memory, [each for each in OFFLOADS if each != self.offload]
         lines = [
             f"{self.pictures} picture(s), up to {self.references} reference(s) a prompt, {self.conditions} conditions",
+            *(_bound(number, each) for number, each in enumerate(self.bindings, start=1)),
             f"{'stage':>16} {'steps':>6} {'passes':>7} {'noise':>6} {'semantic':>9} {'identity':>9}  tokens",
             *map(_line, self.stages),
             f"this checkpoint takes up to {self.limits.max_references} references of {self.limits.reference_size} px, "
@@ -82,6 +85,7 @@ def estimate(
     return Estimate(
         pictures=resolved.num_pictures,
         references=max(subjects.num_references for subjects in resolved.subjects),
+        bindings=resolved.bindings,
         stages=work.stages,
         conditions=pipe.config["conditions"],
         limits=pipe.limits,
@@ -129,6 +133,10 @@ def _check_quantized_once(networks: Mapping[str, nn.Module], quantization: str |
                 f"quantization='{quantization}': the {name} is quantised already, and weights are quantised once. "
                 "Leave quantization out, or estimate with the pipe it was made from"
             )
+
+
+def _bound(number: int, bindings: Sequence[Binding]) -> str:
+    return f"in prompt {number}: {', '.join(map(str, bindings)) or 'no phrase stands for a reference'}"
 
 
 def _line(each: StageEstimate) -> str:

@@ -128,8 +128,8 @@ class DreamBench:
     def _photograph(self, subject: str, file: Path, files: Sequence[Path]) -> PhotographCase:
         """One photograph against the others."""
         others = tuple(each for each in files if each != file)
-        name = f"photograph-{subject}-{file.stem}"
-        return PhotographCase(name=name, part="photographs", subject=subject, prompt="", seed=0, files=others)
+        name, prompt = f"photograph-{subject}-{file.stem}", f"a {CLASSES[subject]}"
+        return PhotographCase(name=name, part="photographs", subject=subject, prompt=prompt, seed=0, files=others)
 
 
 def joined(first: Scored, second: Scored) -> Scored:

@@ -16,6 +16,7 @@ from subjectgen.data.batches import HUES, random_reference_pose
 from subjectgen.data.held_out_words import HELD_OUT, SPOKEN
 from subjectgen.data.prompts import TRAINED, Words, request
 from subjectgen.data.render import Look, ReferencePose, Renderer
+from subjectgen.data.sightings import POSES_SEEN
 from subjectgen.data.subjects import load_subjects
 from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene, choice, random_scene
 from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
@@ -33,7 +34,6 @@ PARTS = {
     "three": "three subjects",
     "copying": "one subject, whose reference shows another ground, place, size and turn than is asked for",
 }
-TURNS = ("upright", "upside down", "tilted left", "tilted right")  # how a subject can stand in a reference
 
 OTHER = "where the prompt asked for another"
 FIGURES = (
@@ -230,7 +230,7 @@ def other_pose(rng: np.random.Generator, scene: Scene) -> ReferencePose:
             (COLOURS, scene.ground.colour),
             (PLACES, asked.place),
             (SIZES, asked.size),
-            (TURNS, asked.pose),
+            (POSES_SEEN, asked.pose),
         )
     )
     ((x, y),) = Placement(place=place, size=size).centres()

@@ -1,7 +1,7 @@
 """What reasoning before painting is worth: how well references are read, and what that changes in the picture."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from subjectgen.data.batches import HUES
+from subjectgen.data.batches import HUES, reading_pose
 from subjectgen.data.indirect import Riddle, riddle
 from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose
-from subjectgen.data.sightings import Sighting, sighting
+from subjectgen.data.sightings import Sighting, overlap, sighting
 from subjectgen.data.world import COLOURS, POSES, random_scene
 from subjectgen.evaluate.cases import Case, Figure
 from subjectgen.evaluate.emoji import SEED, EmojiBenchmark, EmojiCase, random_single
@@ -30,14 +30,13 @@ from subjectgen.files import whole_file
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.references import cropped_as_seen
-from subjectgen.train.mllm import reading_pose
 from subjectgen.weights import model_hash
 
 BATCH = 20
 PICTURES = (0.5, 0.5)  # shares of riddles about one and about two references
 SHEET_ROWS = 12
 PARTS = {
-    "reading": "what plans say of references with clutter",
+    "reading": "what plans say of all references",
     "clutter": "direct requests about these references",
     "indirect": "requests that must be thought about",
 }
@@ -60,6 +59,7 @@ class Read:
 
     colour: bool
     pose: bool
+    turned: bool  # whether it stands in another way than upright
     box_iou: float
 
 
@@ -71,6 +71,7 @@ class ReasoningBenchmark:
         Figure(name="parsed", heading="plans parsed", unit="%"),
         Figure(name="colour", heading="main colour right", unit="%"),
         Figure(name="pose", heading="pose right", unit="%"),
+        Figure(name="turned_pose", heading="pose right if not upright", unit="%"),
         Figure(name="box_iou", heading="box IoU", digits=2),
         Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),
         Figure(name="scene", heading="scene right", unit="%"),
@@ -180,8 +181,7 @@ def clutter(pipe: SubjectPipeline, benchmark: ReasoningBenchmark) -> Iterator[Li
         plan = planned(pipe, case.prompt, [image])
         box = (0, 0, 100, 100) if plan is None else plan.subjects[0].box
         references.append((image, cropped_as_seen(image, box, pipe.limits)))
-        read = [] if plan is None else read_by(plan, benchmark.seen(case.looks, case.poses))
-        yield line_of(case, "reading", "plan", parsed(plan) | (scores_of(read[0]) if read else {}))
+        yield from reading(case, plan, benchmark.seen(case.looks, case.poses))
     for kind, name in enumerate(CLUTTER):
         pictures = painted(pipe, [case.prompt for case in benchmark.cluttered], [[pair[kind]] for pair in references])
         for case, picture in track(list(zip(benchmark.cluttered, pictures, strict=True)), f"scoring, {name}"):
@@ -202,27 +202,34 @@ def thinking(
     for index, picture in zip(known, painted(pipe, [plans[index] for index in known], None), strict=True):
         by_plan[index] = picture
     lines = [
-        line_of(question, "indirect", name, {"scene": float(benchmark.scene_right(question, picture)), **parsed(plan)})
+        line_of(question, "indirect", name, {"scene": float(benchmark.scene_right(question, picture))})
         for name, pictures in zip(INDIRECT, (plain, by_plan), strict=True)
-        for question, picture, plan in zip(benchmark.questions, pictures, plans, strict=True)
+        for question, picture in zip(benchmark.questions, pictures, strict=True)
     ]
+    for question, plan in zip(benchmark.questions, plans, strict=True):
+        lines += reading(question, plan, benchmark.seen(question.looks, question.poses))
     cells = zip(texts, references, plain, by_plan, strict=True)
     rows = [(text, [given[0], picture_of(one), picture_of(two)]) for text, given, one, two in cells][:SHEET_ROWS]
     return lines, rows
 
 
-def line_of(case: Case, part: str, way: str, scores: dict[str, float]) -> Line:
-    """What the other benchmarks write of a picture."""
-    facts = {"part": part, "case": case.name, "number": 0, "subject": case.subject, "prompt": case.prompt}
-    return {**facts, "stages": way, "seed": case.seed, "scores": scores}
-
-
-def parsed(plan: Plan | None) -> dict[str, float]:
-    return {"parsed": float(plan is not None)}
+def reading(case: Case, plan: Plan | None, truth: Sequence[Sighting]) -> list[Line]:
+    """Whether there is a plan, and how it reads each reference."""
+    if plan is None:
+        return [line_of(case, "reading", "plan", {"parsed": 0.0})]
+    reads = enumerate(read_by(plan, truth))
+    return [line_of(case, "reading", "plan", ({} if k else {"parsed": 1.0}) | scores_of(read), k) for k, read in reads]
 
 
 def scores_of(read: Read) -> dict[str, float]:
-    return {name: float(value) for name, value in asdict(read).items()}
+    scores = {"colour": float(read.colour), "pose": float(read.pose), "box_iou": read.box_iou}
+    return scores | ({"turned_pose": float(read.pose)} if read.turned else {})
+
+
+def line_of(case: Case, part: str, way: str, scores: dict[str, float], number: int = 0) -> Line:
+    """What the other benchmarks write of a picture."""
+    facts = {"part": part, "case": case.name, "number": number, "subject": case.subject, "prompt": case.prompt}
+    return {**facts, "stages": way, "seed": case.seed, "scores": scores}
 
 
 def planned(pipe: SubjectPipeline, prompt: str, images: Sequence[Image.Image]) -> Plan | None:
@@ -256,15 +263,8 @@ def read_by(plan: Plan, truth: Sequence[Sighting]) -> list[Read]:
         Read(
             colour=said.colours[:1] == true.colours[:1],
             pose=said.pose == true.pose,
-            box_iou=intersection_over_union(said.box, true.box),
+            turned=true.pose != "upright",
+            box_iou=overlap(said.box, true.box),
         )
         for said, true in zip(plan.subjects, truth, strict=True)
     ]
-
-
-def intersection_over_union(first: Sequence[int], second: Sequence[int]) -> float:
-    """Of two boxes: left, top, right, bottom."""
-    sides = [min(first[i + 2], second[i + 2]) - max(first[i], second[i]) for i in range(2)]
-    shared = max(sides[0], 0) * max(sides[1], 0)
-    areas = [max(box[2] - box[0], 0) * max(box[3] - box[1], 0) for box in (first, second)]
-    return shared / max(sum(areas) - shared, 1)

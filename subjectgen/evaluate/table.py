@@ -40,10 +40,10 @@ def by_figure(figures: Sequence[Figure], lines: Sequence[Line]) -> dict[str, Mea
 
 
 def told(figure: Figure, mean: Mean) -> str:
-    """E.g. `95.0 (92.1-97.4)`."""
+    """E.g. `95.0 (92.1..97.4)`."""
     numbers = [mean.mean] if mean.low is None or mean.high is None else [mean.mean, mean.low, mean.high]
     value, *ends = (f"{number * figure.scale:.{figure.digits}f}" for number in numbers)
-    return f"{value} ({ends[0]}-{ends[1]})" if ends else value
+    return f"{value} ({ends[0]}..{ends[1]})" if ends else value
 
 
 def rows_of(benchmark: Measured, stages: Mapping[str, Mapping[str, Mean]]) -> list[list[str]]:

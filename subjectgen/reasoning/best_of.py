@@ -8,10 +8,11 @@ from PIL import Image
 
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.judges import Judge, Pictures, Score
-from subjectgen.reasoning.paint import entries_of, framed_references, plans_of
+from subjectgen.reasoning.paint import framed_references, plans_of
 from subjectgen.reasoning.plan import Plan
 from subjectgen.request import Request, ResolvedRequest
 from subjectgen.subject import Subject
+from subjectgen.subject_lists import subject_lists
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
@@ -56,7 +57,7 @@ def _asked(
     plans = plans_of(request.prompt)
     if plans is not None:
         return [(plan, _pictures(framed_references(plan, pipe.limits))) for plan in plans]
-    entries = entries_of(request.subject_images, len(resolved.prompts))
+    entries = subject_lists(request.subject_images, len(resolved.prompts))
     return list(zip(resolved.prompts, map(_pictures, entries), strict=True))
 
 

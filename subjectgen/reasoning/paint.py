@@ -44,16 +44,9 @@ def with_references(request: Request) -> Request:
     plans = plans_of(request.prompt)
     if plans is None or request.subject_images is None:
         return request
-    given = entries_of(request.subject_images, len(plans))
+    given = subject_lists(request.subject_images, len(plans))
     plans = [plan.replace(subject_images=entries) for plan, entries in zip(plans, given, strict=True)]
     return replace(request, prompt=plans, subject_images=None)
-
-
-def entries_of(subject_images: Any, num_prompts: int) -> list[list[Any]]:
-    """One list of references for each prompt; SubjectEmbeds are such a list by themselves."""
-    if isinstance(subject_images, (list, tuple)):
-        subject_images = [[each] if isinstance(each, SubjectEmbeds) else each for each in subject_images]
-    return subject_lists(subject_images, num_prompts)
 
 
 def _painted(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
@@ -94,7 +87,7 @@ def _names(entries: Sequence[Any]) -> Sequence[str | None]:
 
 def checked_entries(plan: Plan) -> list[Any]:
     """A plan's references, one for each of its subjects, or what was encoded of all. Raises ValueError."""
-    (entries,) = entries_of(plan.subject_images, 1)
+    (entries,) = subject_lists(plan.subject_images, 1)
     given = sum(entry.num_references if isinstance(entry, SubjectEmbeds) else 1 for entry in entries)
     if given != len(plan.subjects):
         raise ValueError(

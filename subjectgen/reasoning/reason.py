@@ -1,6 +1,6 @@
 """From prompt and references to a plan, written by the MLLM that also reads them for the painter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Real
@@ -13,9 +13,10 @@ from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.decoding import GrammarPicker
 from subjectgen.reasoning.grammar import parse_plan, plan_grammar
 from subjectgen.reasoning.instruction import request_to_plan
-from subjectgen.reasoning.paint import entries_of, plans_of
+from subjectgen.reasoning.paint import plans_of
 from subjectgen.reasoning.plan import Plan, PlanError
-from subjectgen.request import Request
+from subjectgen.request import Request, ResolvedRequest, Subjects
+from subjectgen.subject_lists import subject_lists
 from subjectgen.types import ReferencePrefix
 
 if TYPE_CHECKING:
@@ -46,34 +47,41 @@ def reason(pipe: "SubjectPipeline", prompt: Any, subject_images: Any, writing: W
     """The plan of one prompt; what was read of its references goes with it."""
     if not isinstance(prompt, str):
         raise ValueError(f"prompt={prompt!r}: expected one string. pipe(prompts, images, reasoning=True) takes many.")
-    (entries,) = entries_of(subject_images, 1)
-    (named,) = pipe._resolve(Request(prompt=prompt, subject_images=[entries])).prompts  # refuses before work begins
-    embeds = _read(pipe, entries)
+    (entries,) = subject_lists(subject_images, 1)
+    resolved = pipe._resolve(Request(prompt=prompt, subject_images=[entries]))  # refuses before work begins
+    (named,), (embeds,) = resolved.prompts, _read(pipe, resolved.subjects)
     reader, _ = pipe.adapters()
     prefix = reader.read_references(()) if embeds is None else embeds.prefix
     text = _written(pipe, reader, request_to_plan(pipe.config["plan_instruction"], named), prefix, writing)
     return replace(parse_plan(text, prefix.num_references, prompt), subject_images=entries, embeds=embeds)
 
 
-def reasoned(pipe: "SubjectPipeline", request: Request) -> Request:
+def reasoned(pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest) -> Request:
     """A request with a plan in place of each prompt; references that prompts share are read once."""
     if plans_of(request.prompt) is not None:
         raise ValueError("reasoning=True with a plan: expected prompts. A plan is painted as it is, without reasoning.")
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-    read: dict[tuple[int, ...], SubjectEmbeds | None] = {}
-    plans = []
-    for prompt, entries in zip(prompts, entries_of(request.subject_images, len(prompts)), strict=True):
-        if (key := tuple(map(id, entries))) not in read:
-            read[key] = _read(pipe, entries)
-        plans.append(replace(pipe.reason(prompt, read[key]), subject_images=entries))
+    given, read = subject_lists(request.subject_images, len(prompts)), _read(pipe, resolved.subjects)
+    plans = [
+        replace(pipe.reason(prompt, embeds), subject_images=entries)
+        for prompt, entries, embeds in zip(prompts, given, read, strict=True)
+    ]
     return replace(request, prompt=plans, subject_images=None)
 
 
-def _read(pipe: "SubjectPipeline", entries: list[Any]) -> SubjectEmbeds | None:
-    """References as this model reads them; None without any."""
-    if not entries or isinstance(entries[0], SubjectEmbeds):
-        return entries[0] if entries else None
-    return pipe.encode_subjects(entries)
+def _read(pipe: "SubjectPipeline", subjects: Sequence[Subjects]) -> list[SubjectEmbeds | None]:
+    """The subjects of each prompt as this model reads them, equal ones once; None without any."""
+    read: dict[tuple, SubjectEmbeds | None] = {}
+    for each in subjects:
+        if (key := (each.key, each.names)) not in read:
+            read[key] = _encoded(pipe, each)
+    return [read[each.key, each.names] for each in subjects]
+
+
+def _encoded(pipe: "SubjectPipeline", subjects: Subjects) -> SubjectEmbeds | None:
+    if isinstance(subjects, SubjectEmbeds):
+        return subjects
+    return pipe._encode(subjects) if subjects.num_references else None
 
 
 def _written(pipe: "SubjectPipeline", reader: Reader, asked: str, prefix: ReferencePrefix, writing: Writing) -> str:

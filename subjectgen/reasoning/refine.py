@@ -38,11 +38,11 @@ class Refinement:
         if self.judge is not None and not callable(self.judge):
             raise ValueError(f"judge={self.judge!r}: expected a function of pictures, what was asked, and references")
 
-    def planned(self, pipe: "SubjectPipeline", request: Request, reasoning: bool) -> Request:
+    def planned(self, pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest, reasoning: bool) -> Request:
         """The request, with a plan in place of each prompt where that is asked for or needed."""
         asks_mllm = self.reflection.rounds > 0 or (request.best_of > 1 and self.judge is None)
         if reasoning or (asks_mllm and plans_of(request.prompt) is None):
-            request = reasoned(pipe, request)
+            request = reasoned(pipe, request, resolved)
         if self.reflection.rounds:
             check_correctable(plans_of(request.prompt) or ())
         return request

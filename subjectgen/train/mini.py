@@ -1,4 +1,4 @@
-"""Training mini: VAE -> MLLM -> stage 1 (MLLM only) -> stage 2 (MLLM + VAE), then all parts as one pipeline."""
+"""Training mini: VAE -> MLLM (sight, words) -> stage 1 (MLLM only) -> stage 2 (MLLM + VAE) -> one pipeline."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,19 +17,24 @@ from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.mllm.processor import SubjectProcessor
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.placement import best_device
+from subjectgen.train.align import AlignPhase
 from subjectgen.train.loop import Budget, Phase, Schedule, run
 from subjectgen.train.mllm import MllmPhase
 from subjectgen.train.parallel import Workers
-from subjectgen.train.subject import SHIFT, SubjectPhase
+from subjectgen.train.sight import SightPhase
+from subjectgen.train.subject import BEFORE, SHIFT, SubjectPhase
 from subjectgen.train.vae import VaePhase
 
 SCHEDULES = {
     "vae": Schedule(rate=2e-3),
+    "sight": Schedule(rate=2e-3),
     "mllm": Schedule(rate=1.5e-3),
     "stage1": Schedule(rate=1e-3, cooldown=0.1),  # stage 2 goes on from it
+    "align": Schedule(rate=1e-3),  # in place of stage 1 where the DiT is trained already
     "stage2": Schedule(rate=1e-3),
 }
-BATCH_SIZES = {"vae": 8, "mllm": 16, "stage1": 16, "stage2": 16}
+BATCH_SIZES = {"vae": 8, "sight": 128, "mllm": 16, "stage1": 16, "align": 16, "stage2": 16}
+STARTS = ("sight", "mllm", "align")  # phases that may go on from a pipeline
 SETTINGS = {
     "conditions": "cached",
     "stages": "faithful",
@@ -63,7 +68,7 @@ def train(
 ) -> None:
     """Train one phase into `out`; after stage 2 the whole pipeline is in `out/pipeline`.
 
-    start: of the MLLM: a pipeline's folder, or an earlier export, to go on from.
+    start: of the phases of the MLLM and of align: a pipeline's folder to go on from.
     compile: by `torch.compile`, once for each shape (numbers of subjects, lengths of prompts).
 
     Raises ValueError for an unknown phase or too few subjects, FileNotFoundError where the phase before has not been
@@ -71,9 +76,8 @@ def train(
     """
     if phase not in SCHEDULES:
         raise ValueError(f"--phase '{phase}': expected one of {', '.join(SCHEDULES)}, in this order")
-    if start is not None and phase != "mllm":
-        raise ValueError(f"--start '{start}' with --phase {phase}: expected --phase mllm, the others start in {out}")
-    check_before(phase, out)
+    check_start(phase, out, start)
+    check_before(phase, out, start)
     device = best_device()
     trained = builder(phase, out, start)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
     leads = Workers(trained.model).leads  # one process of those that train together writes
@@ -100,16 +104,38 @@ def builder(phase: str, out: Path, start: Path | None = None) -> Callable[[Rende
     """How a phase is made."""
     if phase == "vae":
         return lambda renderer, size, seed: VaePhase(renderer, batch_size=size, seed=seed)
+    if phase == "sight":
+        return lambda renderer, size, seed: SightPhase(renderer, start=start, batch_size=size, seed=seed)
     if phase == "mllm":
-        return lambda renderer, size, seed: MllmPhase(renderer, start=start, batch_size=size, seed=seed)
+        before = start or out / "sight" / "export"
+        return lambda renderer, size, seed: MllmPhase(renderer, before, batch_size=size, seed=seed)
+    if phase == "align" and start is not None:
+        return lambda renderer, size, seed: AlignPhase(renderer, out, start, batch_size=size, seed=seed)
     return lambda renderer, size, seed: SubjectPhase(renderer, out, phase, batch_size=size, seed=seed)
 
 
-def check_before(phase: str, out: Path) -> None:
+def check_start(phase: str, out: Path, start: Path | None) -> None:
+    """Which phases may, and which must, go on from a pipeline."""
+    if start is not None and phase not in STARTS:
+        raise ValueError(
+            f"--init-from '{start}' with --phase {phase}: expected --phase {', '.join(STARTS)}; others start in {out}"
+        )
+    if start is None and phase == "align":
+        raise ValueError("--phase align without --init-from: expected the pipeline whose DiT is kept. Name its folder")
+
+
+def check_before(phase: str, out: Path, start: Path | None) -> None:
     """What a phase stands on must have been trained."""
-    needed = {"stage1": ("vae", "mllm"), "stage2": ("vae", "mllm", "stage1")}.get(phase, ())
-    for name in needed:
-        if not (out / name / "export").is_dir():
+    before = [("sight",)] if start is None else []
+    needed = {
+        "mllm": before,
+        "stage1": [("vae",), ("mllm",)],
+        "align": [("vae",), ("mllm",)],
+        "stage2": [("vae",), ("mllm",), BEFORE],
+    }
+    for names in needed.get(phase, ()):
+        if not any((out / name / "export").is_dir() for name in names):
+            name = names[-1]
             raise FileNotFoundError(f"{out / name / 'export'} is not there: train --phase {name} into {out} first")
 
 

@@ -1,6 +1,5 @@
-"""Phase 2: a tiny InternVL learns to read references and to rewrite a request into a plan. Frozen afterwards."""
+"""Phase 3: mini's MLLM, whose tower sees by now, learns to say what it sees and to plan. Frozen afterwards."""
 
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -9,94 +8,21 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from subjectgen.data.batches import random_looks, random_reference_pose
+from subjectgen.data.batches import random_looks, reading_pose
 from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.sightings import sighting
-from subjectgen.data.talks import Talk, corpus, judgement_talk, plan_talk, question_talk, random_painted
-from subjectgen.data.world import POSES, SIDE, random_count, random_scene
+from subjectgen.data.talks import Talk, judgement_talk, plan_talk, question_talk, random_painted
+from subjectgen.data.world import SIDE, random_count
 from subjectgen.evaluate.sheet import picture_grid
 from subjectgen.models.mllm.internvl import InternVLReader
-from subjectgen.models.mllm.processor import SubjectProcessor
+from subjectgen.train.mini_mllm import export, trained
 
-VOCABULARY = 1024
-PATCH = 16  # pixels
-IMAGE_TOKENS = (SIDE // PATCH // 2) ** 2  # after the pixel shuffle
 SHARE_OF_JUDGEMENTS = 0.15  # pictures to be compared with what was asked for
 SHARE_OF_PLANS = 0.6  # of the rest; what remains are questions about one reference
-SHARE_CLUTTERED = 0.6  # references that do not stand upright and alone in the middle
 IGNORED = -100  # label of tokens that are not learned
 PAD_TO = 32  # tokens; few lengths, few recompilations
-
-
-def new_tokenizer(names: tuple[str, ...]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the emoji world; any text can be written with it."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        corpus(names), trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        },
-    )
-
-
-def new_processor(names: tuple[str, ...]) -> SubjectProcessor:
-    """mini's processor: pictures of 128 px as one tile."""
-    size = {"height": SIDE, "width": SIDE}
-    half = [0.5, 0.5, 0.5]
-    images = GotOcr2ImageProcessorPil(size=size, crop_to_patches=False, image_mean=half, image_std=half)
-    return SubjectProcessor(image_processor=images, tokenizer=new_tokenizer(names), image_seq_length=IMAGE_TOKENS)
-
-
-def new_mllm(processor: SubjectProcessor) -> InternVLForConditionalGeneration:
-    """mini's MLLM, untrained: 4 vision and 6 language layers."""
-    tokenizer = processor.tokenizer
-    vision = {
-        "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384,
-        "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH], "use_mean_pooling": False,
-    }  # fmt: skip
-    text = {
-        "model_type": "qwen2", "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "intermediate_size": 576, "vocab_size": VOCABULARY, "tie_word_embeddings": True,
-        "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-    config = InternVLConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=processor.image_token_id,
-        image_seq_length=IMAGE_TOKENS,
-        tie_word_embeddings=True,
-    )
-    return InternVLForConditionalGeneration(config)
-
-
-def untrained(names: tuple[str, ...]) -> tuple[SubjectProcessor, InternVLForConditionalGeneration]:
-    """What training from nothing begins with."""
-    processor = new_processor(names)
-    return processor, new_mllm(processor)
-
-
-def trained(folder: Path) -> tuple[SubjectProcessor, InternVLForConditionalGeneration]:
-    """What an earlier training has exported, or a pipeline's folder holds."""
-    model = InternVLForConditionalGeneration.from_pretrained(folder / "mllm", dtype=torch.float32)
-    return SubjectProcessor.from_pretrained(folder / "processor"), model
 
 
 class MllmPhase:
@@ -104,12 +30,13 @@ class MllmPhase:
 
     name = "mllm"
 
-    def __init__(self, renderer: Renderer, *, start: Path | None = None, batch_size: int = 16, seed: int = 0):
-        """start: a folder with the `mllm` and `processor` to go on from; untrained ones if left out."""
+    def __init__(self, renderer: Renderer, start: Path, *, batch_size: int = 16, seed: int = 0):
+        """start: a folder with `mllm` and `processor` to go on from: the export of `--phase sight`, or a pipeline."""
         self.renderer, self.batch_size, self.seed = renderer, batch_size, seed
         torch.manual_seed(seed)
-        self.processor, model = untrained(renderer.names) if start is None else trained(start)
+        self.processor, model = trained(start)
         self.model = model.to(renderer.device)  # type: ignore[arg-type]  (hidden by a decorator)
+        self.model.model.vision_tower.requires_grad_(False)  # sees already; noise from a new reader would spoil it
         self.reader = InternVLReader(self.model, self.processor)
 
     @property
@@ -205,28 +132,7 @@ class MllmPhase:
 
     def export(self, folder: Path) -> None:
         """Save model (bfloat16) and processor beside each other."""
-        copy = new_mllm(self.processor)
-        copy.load_state_dict(self.model.state_dict())
-        copy.to(torch.bfloat16).save_pretrained(folder / "mllm")  # type: ignore[arg-type]
-        self.processor.save_pretrained(folder / "processor")
-
-
-def reading_pose(rng: np.random.Generator, num_subjects: int) -> ReferencePose:
-    """Usually as references are; sometimes turned, small and off the centre, with a ground and a second thing."""
-    if rng.random() > SHARE_CLUTTERED:
-        return random_reference_pose(rng)
-    turned = rng.random() < 0.6
-    degrees = (float(rng.choice([d for d in POSES.values() if d])) if turned else 0.0) + float(rng.uniform(-8, 8))
-    scale = float(rng.uniform(0.4, 0.8))
-    pose = ReferencePose(degrees=degrees, scale=scale, x=shift(rng, scale), y=shift(rng, scale))
-    ground = random_scene(rng, 1).ground if rng.random() < 0.6 else None
-    beside = random_looks(rng, num_subjects, 1)[0] if scale < 0.6 and rng.random() < 0.5 else None
-    return replace(pose, ground=ground, beside=beside)
-
-
-def shift(rng: np.random.Generator, scale: float) -> float:
-    """How far a subject of this scale may move and stay inside."""
-    return float(rng.uniform(-1, 1) * (1 - scale))
+        export(self.model, self.processor, folder)
 
 
 def as_painted(rng: np.random.Generator, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:

@@ -64,5 +64,5 @@ def like(parameter: Tensor, value: Tensor) -> Tensor:
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon suits this parameter: a matrix between hidden layers, neither embedding nor head."""
-    outer = ("embed", "lm_head", "proj_out.weight", "pool.weight", "scale", "token_type")
+    outer = ("embed", "lm_head", "proj_out.weight", "pool.weight", "scale", "token_type", "heads.")
     return parameter.ndim == 2 and min(parameter.shape) > 16 and not any(part in name for part in outer)

@@ -6,25 +6,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from subjectgen.data.render import Renderer
 from subjectgen.evaluate.emoji import box_mask
 from subjectgen.evaluate.sheet import picture_of
+from subjectgen.likeness import Clip, Dino
 from subjectgen.train.rewards import plan_in
 from subjectgen.train.tasks import EmojiTask, Task
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
 
-# Repository and revision. DreamSim's own package is no choice: it needs torchvision and unpickles its weights.
-DINO = ("facebook/dinov2-base", "f9e44c814b77203eaa57a6bdbbd535f21ede1415")
-PICKSCORE = ("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
-PICKSCORE_PROCESSOR = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
 NOISE = 2611  # the seed of all pictures: those of a group differ by their plans alone
 
 Picture = Float[Tensor, "3 h w"]  # -1..1
@@ -102,49 +96,24 @@ class RegionReward(PictureReward):
 
 
 class DinoReward(PictureReward):
-    """Subject fidelity on photographs: cosine between DINO's views of picture and references, the mean over these."""
+    """Subject fidelity on photographs: how alike picture and references are, the mean over these."""
 
-    def __init__(self, paint: Paint, model: Any, processor: Any):
+    def __init__(self, paint: Paint, dino: Dino):
         super().__init__(paint)
-        self._model, self._processor = model.eval(), processor
-
-    @classmethod
-    def from_hub(cls, paint: Paint, device: torch.device) -> "DinoReward":
-        """Downloads it at the first use: 350 MB."""
-        repository, revision = DINO
-        model = AutoModel.from_pretrained(repository, revision=revision, use_safetensors=True).to(device)
-        return cls(paint, model, AutoImageProcessor.from_pretrained(repository, revision=revision))
+        self._dino = dino
 
     def score(self, picture: Picture, task: Task) -> float:
         """-1..1."""
-        painted, *references = self._views([picture_of(picture), *task.references])
-        return float(torch.stack([painted @ each for each in references]).mean())
-
-    @torch.no_grad()
-    def _views(self, images: Sequence[Image.Image]) -> Float[Tensor, "images width"]:
-        """Unit vectors."""
-        inputs = self._processor(images=list(images), return_tensors="pt").to(self._model.device)
-        return F.normalize(self._model(**inputs).last_hidden_state[:, 0], dim=-1)
+        return float(self._dino([picture_of(picture)], task.references).mean())
 
 
 class PickReward(PictureReward):
     """Obedience on photographs: PickScore of picture and request, as a cosine."""
 
-    def __init__(self, paint: Paint, model: Any, processor: Any):
+    def __init__(self, paint: Paint, pickscore: Clip):
         super().__init__(paint)
-        self._model, self._processor = model.eval(), processor
+        self._pickscore = pickscore
 
-    @classmethod
-    def from_hub(cls, paint: Paint, device: torch.device) -> "PickReward":
-        """Downloads it at the first use: 4 GB."""
-        (repository, revision), (source, at) = PICKSCORE, PICKSCORE_PROCESSOR
-        model = AutoModel.from_pretrained(repository, revision=revision, use_safetensors=True).to(device)
-        return cls(paint, model, AutoProcessor.from_pretrained(source, revision=at))
-
-    @torch.no_grad()
     def score(self, picture: Picture, task: Task) -> float:
         """-1..1; PickScore itself is a hundred times this."""
-        words_and_picture = {"text": [task.prompt], "images": [picture_of(picture)]}
-        inputs = self._processor(**words_and_picture, padding=True, truncation=True, return_tensors="pt")
-        out = self._model(**inputs.to(self._model.device))
-        return float(F.cosine_similarity(out.image_embeds, out.text_embeds))
+        return float(self._pickscore([picture_of(picture)], task.prompt))

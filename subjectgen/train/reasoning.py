@@ -10,6 +10,7 @@ from rich.progress import track
 from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
 from subjectgen.files import whole_file
+from subjectgen.likeness import PICKSCORE, PICKSCORE_PROCESSOR, Clip, Dino
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.train.grpo import Reward, Scores, Settings, train
 from subjectgen.train.mini import seen_subjects
@@ -67,10 +68,12 @@ def emoji_rewards(pipe: "SubjectPipeline", renderer: Renderer, paint: bool) -> l
 def photograph_rewards(pipe: "SubjectPipeline") -> list[Reward]:
     """By judges of what is painted, which are downloaded."""
     paint = Painter(pipe)
+    dino = Dino.from_pretrained(pipe.device)
+    pickscore = Clip.from_pretrained(pipe.device, PICKSCORE, PICKSCORE_PROCESSOR)
     return [
         Reward(FORMAT, each(format_of)),
-        Reward(SUBJECT, DinoReward.from_hub(paint, pipe.device)),
-        Reward(OBEDIENCE, PickReward.from_hub(paint, pipe.device)),
+        Reward(SUBJECT, DinoReward(paint, dino)),
+        Reward(OBEDIENCE, PickReward(paint, pickscore)),
     ]
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from subjectgen.data.sightings import Sighting
+from subjectgen.data.sightings import Sighting, overlap
 from subjectgen.data.talks import Asked
 from subjectgen.data.understanding import facts, understood
 from subjectgen.reasoning.grammar import parse_plan
-from subjectgen.reasoning.plan import DECISIONS, Box, Plan, PlanError, PlannedSubject
+from subjectgen.reasoning.plan import DECISIONS, Plan, PlanError, PlannedSubject
 
 SUBJECT_MARKS = ("<subject>name: ", "; colours: ", "; box: ", "; pose: ", "; ground: ", "</subject>")
 PLAN_MARKS = (
@@ -56,23 +56,10 @@ def obedience_reward(plan: Plan | None, asked: Asked) -> float:
     return right / max(len(expected), len(found))
 
 
-def overlap(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes."""
-    left, top = max(first[0], second[0]), max(first[1], second[1])
-    right, bottom = min(first[2], second[2]), min(first[3], second[3])
-    shared = max(right - left, 0) * max(bottom - top, 0)
-    return shared / (_area(first) + _area(second) - shared)
-
-
 def _described(written: PlannedSubject, seen: Sighting) -> float:
     colours, truth = set(written.colours), set(seen.colours)
     shared_colours = len(colours & truth) / len(colours | truth)
     return (shared_colours + overlap(written.box, seen.box) + (written.pose == seen.pose)) / 3
-
-
-def _area(box: Box) -> int:
-    left, top, right, bottom = box
-    return (right - left) * (bottom - top)
 
 
 def _marks_in_order(text: str, marks: Sequence[str]) -> int:

@@ -34,6 +34,7 @@ PAD_TO = 16  # tokens; few lengths, few compilations
 SHEET_STEPS = 12
 
 
+BEFORE = ("align", "stage1")  # what stage 2 may go on from, the first that is there
 STAGES = {"stage1": Dropout(both=0.05, identity=0.95), "stage2": Dropout(semantic=0.1, identity=0.1, both=0.05)}
 
 
@@ -60,7 +61,7 @@ def new_aggregator(reader: InternVLReader) -> DualLayerAggregator:
 
 
 class SubjectPhase:
-    """Flow matching under conditions; `name` is stage1 or stage2."""
+    """Flow matching under conditions; `name` says under which."""
 
     def __init__(self, renderer: Renderer, run: Path, name: str, *, batch_size: int = 16, seed: int = 0):
         self.renderer, self.name, self.batch_size, self.seed = renderer, name, batch_size, seed
@@ -79,7 +80,7 @@ class SubjectPhase:
         """New networks for stage 1, those of stage 1 for stage 2."""
         if self.name == "stage1":
             return new_aggregator(self.reader), new_transformer()
-        before = run / "stage1" / "export"
+        before = next(run / name / "export" for name in BEFORE if (run / name / "export").is_dir())
         return (
             DualLayerAggregator.from_pretrained(before / "aggregator", dtype=torch.float32),
             FluxTransformer2DModel.from_pretrained(before / "transformer", torch_dtype=torch.float32),
@@ -110,24 +111,6 @@ class SubjectPhase:
         """Normalised latents."""
         return latents_from_pixels(self.vae, pixels).float()
 
-    @torch.no_grad()
-    def hidden_states(
-        self, batch: Batch
-    ) -> tuple[Float[Tensor, "b layers t width"], Bool[Tensor, "b t"], Bool[Tensor, "b t"]]:
-        """Hidden states of whole prompts, which tokens are image tokens, and which are not template or padding."""
-        layouts = [self.reader.token_layout(prompt, batch.references.shape[1]) for prompt in batch.prompts]
-        ids, is_image, is_text, real = (
-            padded(rows).to(self.renderer.device)
-            for rows in (
-                [layout.input_ids for layout in layouts],
-                [layout.is_image for layout in layouts],
-                [layout.is_text for layout in layouts],
-                [torch.ones_like(layout.is_text) for layout in layouts],
-            )
-        )
-        states = self.reader.hidden_states(ids, batch.references.flatten(0, 1), real.long())
-        return states.float(), is_image, is_image | is_text
-
     def conditions(
         self, batch: Batch, semantic: Bool[Tensor, " b"], identity: Bool[Tensor, " b"]
     ) -> tuple[KeyValues, Bool[Tensor, "b kept"], Float[Tensor, "b pooled"]]:
@@ -136,14 +119,15 @@ class SubjectPhase:
         `semantic` and `identity` say which pictures have conditions of that kind.
         """
         null = self.aggregator.null_pooled
-        states, is_image, mask = self.hidden_states(batch)
+        states, is_image, mask = hidden_states(self.reader, batch)
         tokens, pooled = self.aggregator(states, is_image, mask)
         groups, seen = [self.denoiser.semantic_kv(tokens, mask, null)], [mask & semantic[:, None]]
         if identity.any():
             latents = self.denoiser.pack(self.latents(batch.references.flatten(0, 1)))
             references = rearrange(latents, "(b r) n c -> b r n c", b=len(mask))
-            groups.append(self.denoiser.identity_kv(references, GRID, GRID, null))
-            seen.append(repeat(identity, "b -> b n", n=groups[-1].num_tokens))
+            inside = seen_by(batch.masks, GRID)
+            groups.append(self.denoiser.identity_kv(references, GRID, GRID, null, inside))
+            seen.append(inside.flatten(1) & identity[:, None])
         return joined(groups), torch.cat(seen, dim=1), torch.where(semantic[:, None], pooled, null.to(pooled))
 
     def squared_error(
@@ -170,7 +154,7 @@ class SubjectPhase:
         random = generator_of(self.seed + 1, 0, self.renderer.device)
         every = torch.ones(8, dtype=torch.bool, device=self.renderer.device)
         with torch.autocast(self.renderer.device.type, torch.bfloat16):
-            kept, seen, pooled = self.conditions(batch, every, every if self.name == "stage2" else ~every)
+            kept, seen, pooled = self.conditions(batch, every, ~every if self.name == "stage1" else every)
             tokens = torch.randn((8, 64, 64), generator=random, device=self.renderer.device)
             sigmas = shifted(torch.linspace(1, 0, SHEET_STEPS + 1, device=tokens.device))
             for now, then in pairwise(sigmas):
@@ -184,6 +168,31 @@ class SubjectPhase:
             copy = type(network).from_config(network.config)
             copy.load_state_dict(network.state_dict())  # type: ignore[union-attr]
             copy.to(torch.bfloat16).save_pretrained(folder / name, max_shard_size="15MB")  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def hidden_states(
+    reader: InternVLReader, batch: Batch
+) -> tuple[Float[Tensor, "b layers t width"], Bool[Tensor, "b t"], Bool[Tensor, "b t"]]:
+    """Hidden states of whole prompts, which tokens are image tokens, and which are neither template nor unseen."""
+    layouts = [reader.token_layout(prompt, batch.references.shape[1]) for prompt in batch.prompts]
+    ids, is_image, is_text, real = (
+        padded(rows).to(batch.references.device)
+        for rows in (
+            [layout.input_ids for layout in layouts],
+            [layout.is_image for layout in layouts],
+            [layout.is_text for layout in layouts],
+            [torch.ones_like(layout.is_text) for layout in layouts],
+        )
+    )
+    states = reader.hidden_states(ids, batch.references.flatten(0, 1), real.long())
+    seen = is_image.masked_scatter(is_image, seen_by(batch.masks, reader.image_grid))
+    return states.float(), is_image, seen | is_text
+
+
+def seen_by(masks: Bool[Tensor, "b r side side"], grid: tuple[int, int]) -> Bool[Tensor, "b r n"]:
+    """Which tokens of grids over the references see anything that counts."""
+    return F.adaptive_max_pool2d(masks.float(), grid).flatten(2) > 0
 
 
 def padded(rows: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from subjectgen.data.batches import random_looks
+from subjectgen.data.batches import random_looks, reading_pose
 from subjectgen.data.render import Look, Renderer
 from subjectgen.data.sightings import Sighting, sighting
 from subjectgen.data.talks import Asked, random_asked
@@ -14,7 +14,6 @@ from subjectgen.data.triples import Rows, check, listed, open_rows
 from subjectgen.data.world import random_count
 from subjectgen.evaluate.sheet import picture_of
 from subjectgen.images import load_image
-from subjectgen.train.mllm import reading_pose
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

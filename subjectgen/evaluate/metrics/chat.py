@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from subjectgen.evaluate.metrics.checkpoints import Checkpoint, folder_of
+from subjectgen.checkpoints import Checkpoint, folder_of
 from subjectgen.extras import require
 from subjectgen.hub import loading
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 # The open judge of MultiBanana.
-QWEN3_VL = Checkpoint(
-    repo="Qwen/Qwen3-VL-8B-Instruct", revision="0c351dd01ed87e9c1b53cbc748cba10e6187ff3b", weights="*.safetensors"
-)
+QWEN3_VL = Checkpoint(repo="Qwen/Qwen3-VL-8B-Instruct", revision="0c351dd01ed87e9c1b53cbc748cba10e6187ff3b")
+WEIGHTS = ("*.safetensors",)
 FILES = ("*.json", "*.txt", "*.jinja")  # of a chat model, where it has them, beside its weights
 MAX_TOKENS = 512  # of an answer
 TOGETHER = 4  # questions that a model answers at once
@@ -61,7 +60,7 @@ class LocalModel:
     @classmethod
     def from_pretrained(cls, device: torch.device | str = "cpu", checkpoint: Checkpoint = QWEN3_VL) -> "LocalModel":
         """Downloads it at the first use: 18 GB for the one that is the default. Raises WeightsError."""
-        folder = folder_of(checkpoint, [checkpoint.weights], also=FILES)
+        folder = folder_of(checkpoint, WEIGHTS, also=FILES)
         with loading(str(checkpoint)):
             model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", use_safetensors=True)
             processor = AutoProcessor.from_pretrained(folder)

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import ViTModel
 
-from subjectgen.evaluate.metrics.checkpoints import Checkpoint, network_of
+from subjectgen.checkpoints import Checkpoint, network_of
 from subjectgen.evaluate.metrics.metric import Pictures, check_cases, mean, seen_with_references
-from subjectgen.evaluate.metrics.similarity import DINO, dino_images
+from subjectgen.evaluate.metrics.similarity import DINO
+from subjectgen.likeness import dino_images
 
 ATTENDED = (
     0.6  # share of the class token's attention that makes a patch one of the subject's, as DINO's authors take it
@@ -44,7 +45,7 @@ class PatchRecall:
 
     @classmethod
     def from_pretrained(cls, device: torch.device | str = "cpu", checkpoint: Checkpoint = DINO) -> "PatchRecall":
-        """Downloads it at the first use: 90 MB. Raises WeightsError."""
+        """A ViT, 90 MB at the first use. Raises WeightsError."""
         dino = network_of(ViTModel, checkpoint, add_pooling_layer=False, attn_implementation="eager")
         return cls(dino.to(device), str(checkpoint))
 

@@ -3,32 +3,38 @@
 The angles are those of Orient Anything (arXiv 2412.18605), as in the paper's copy-paste table: a DINOv2 with a small
 head that gives 360 logits for the azimuth, 180 for the polar angle, more for the rotation in the plane, and two that
 tell whether the thing has a front at all. transformers has the DINOv2, and the head is four layers, so no package is
-needed; the weights were published as a pickle. What the paper does beyond that is unpublished, and this is ours: whole
-pictures are compared, nothing is cut out of its ground, and the likeliest degree is taken. The estimator was made for
-pictures of one thing; of several subjects only the mean over their references is left, which says little.
+needed. Its weights were published as a pickle only, which is not read here: who trusts it converts it to safetensors.
+What the paper does beyond that is unpublished, and this is ours: whole pictures are compared, nothing is cut out of its
+ground, and the likeliest degree is taken. The estimator was made for pictures of one thing; of several subjects only
+the mean over their references is left, which says little.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Dinov2Model
+from transformers import Dinov2Config, Dinov2Model
 
-from subjectgen.evaluate.metrics.checkpoints import Checkpoint, built, tensors_of, under
+from subjectgen.checkpoints import CONFIG, SAFETENSORS, Checkpoint, check_complete, folder_of
 from subjectgen.evaluate.metrics.metric import Pictures, check_cases, mean, seen_with_references
-from subjectgen.evaluate.metrics.similarity import dino_images
 from subjectgen.hub import loading
+from subjectgen.likeness import SIDE, dino_images
+from subjectgen.weights import WeightsError
 
-ORIENT_ANYTHING = Checkpoint(  # this commit has pickles only
-    repo="Viglong/Orient-Anything",
-    revision="ecfa089828d9fab521d47133bedbdbfdef151cd4",
-    weights="ronormsigma1/dino_weight.pt",
-)
+REPO, COMMIT = "Viglong/Orient-Anything", "ecfa089828d9fab521d47133bedbdbfdef151cd4"
+PICKLE = "ronormsigma1/dino_weight.pt"
+CONVERSION = """'{folder}' has no {safetensors}: expected the weights of Orient Anything. It was published as a pickle \
+only, which subjectgen never reads: if you trust it, convert it by two commands:
+hf download {repo} {pickle} --revision {commit} --local-dir '{folder}'
+python -c "import torch, safetensors.torch as s; \
+s.save_file(torch.load('{folder}/{pickle}', map_location='cpu', weights_only=True), '{folder}/{safetensors}')"
+"""
 DINOV2_LARGE = Checkpoint(repo="facebook/dinov2-large", revision="47b73eefe95e8d44ec3623f8890bd894b6ea2d6c")
-SIDE = 224  # pixels
 AZIMUTHS, POLARS = 360, 180  # logits, one a degree; polar from -90
 BACKBONE, HEAD = "dinov2.", "down_sampler."  # prefixes of the published weights
 
@@ -50,11 +56,11 @@ class OrientationNet(nn.Module):
         self.dinov2, self.head = dinov2, head
 
     @classmethod
-    def from_checkpoints(cls, checkpoint: Checkpoint, backbone: Checkpoint) -> "OrientationNet":
-        """checkpoint: all weights, by their published names. backbone: its configuration. Raises WeightsError."""
-        dinov2 = built(Dinov2Model, backbone, checkpoint, prefix=BACKBONE)
-        parts = under(HEAD, tensors_of(checkpoint))
-        with loading(str(checkpoint)):
+    def from_pretrained(cls, folder: Path, backbone: Checkpoint) -> "OrientationNet":
+        """folder: all weights, by their published names. backbone: its configuration. Raises WeightsError."""
+        weights = converted(folder)
+        dinov2, parts = dinov2_of(folder, backbone, under(BACKBONE, weights)), under(HEAD, weights)
+        with loading(str(folder)):
             head = head_of(dinov2.config.hidden_size, len(parts["net2.0.bias"]))
             head.load_state_dict(parts)
         return cls(dinov2, head.eval())
@@ -80,13 +86,10 @@ class PoseDifference:
 
     @classmethod
     def from_pretrained(
-        cls,
-        device: torch.device | str = "cpu",
-        checkpoint: Checkpoint = ORIENT_ANYTHING,
-        backbone: Checkpoint = DINOV2_LARGE,
+        cls, folder: Path | str, device: torch.device | str = "cpu", backbone: Checkpoint = DINOV2_LARGE
     ) -> "PoseDifference":
-        """Downloads it at the first use: 1.2 GB. Raises WeightsError."""
-        return cls(OrientationNet.from_checkpoints(checkpoint, backbone).to(device), str(checkpoint))
+        """folder: of Orient Anything's weights, converted to safetensors. Raises WeightsError, which says how."""
+        return cls(OrientationNet.from_pretrained(Path(folder), backbone).to(device), str(folder))
 
     def __call__(
         self, pictures: Pictures, references: Sequence[Pictures], prompts: Sequence[str]
@@ -99,6 +102,33 @@ class PoseDifference:
     def _poses(self, images: Pictures) -> list[Pose]:
         seen = self._images(list(images), return_tensors="pt")["pixel_values"]
         return self._net(seen.to(self._net.dinov2.device))
+
+
+def converted(folder: Path) -> dict[str, Tensor]:
+    """The weights that lie there. Raises WeightsError that says how to make them."""
+    if not (folder / SAFETENSORS).is_file():
+        raise WeightsError(
+            CONVERSION.format(folder=folder, safetensors=SAFETENSORS, repo=REPO, pickle=PICKLE, commit=COMMIT)
+        )
+    with loading(str(folder)):
+        return load_file(folder / SAFETENSORS)
+
+
+def under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}
+
+
+def dinov2_of(folder: Path, backbone: Checkpoint, weights: Mapping[str, Tensor]) -> Dinov2Model:
+    """What the configuration of `backbone` describes, with weights that were read from `folder`, float32."""
+    described = folder_of(backbone, [CONFIG])
+    with loading(str(folder)):
+        config = Dinov2Config.from_pretrained(described)
+        dinov2, report = Dinov2Model.from_pretrained(
+            None, config=config, state_dict=dict(weights), dtype=torch.float32, output_loading_info=True
+        )
+    check_complete(report, Dinov2Model, Checkpoint(repo=str(folder)))
+    return dinov2.eval()
 
 
 def head_of(width: int, num_logits: int) -> nn.Module:

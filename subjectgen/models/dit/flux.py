@@ -77,11 +77,21 @@ class FluxDenoiser:
         return call.key_values()
 
     def identity_kv(
-        self, tokens: Float[Tensor, "b r n c"], grid: Grid, noise_grid: Grid, null_pooled: Float[Tensor, " pooled"]
+        self,
+        tokens: Float[Tensor, "b r n c"],
+        grid: Grid,
+        noise_grid: Grid,
+        null_pooled: Float[Tensor, " pooled"],
+        mask: Bool[Tensor, "b r n"] | None = None,
     ) -> KeyValues:
-        """Kept keys and values of r references of one size per sample, in their places: r * n tokens a sample."""
+        """Kept keys and values of r references of one size per sample, in their places: r * n tokens a sample.
+
+        Tokens outside the mask are not seen by the others of their reference (True = seen; no reference all False).
+        """
         count = tokens.shape[1]
-        kept = self.reference_kv(rearrange(tokens, "b r n c -> (b r) n c"), grid, null_pooled)
+        kept = self.reference_kv(
+            tokens.flatten(0, 1), grid, null_pooled, mask=None if mask is None else mask.flatten(0, 1)
+        )
         kept = kept.each(lambda tensor: rearrange(tensor, "(b r) n h d -> b (r n) h d", r=count))
         return self.placed(kept, [grid] * count, noise_grid)
 
@@ -91,14 +101,15 @@ class FluxDenoiser:
         grid: Grid,
         null_pooled: Float[Tensor, " pooled"],
         counted: Bool[Tensor, " n"] | None = None,
+        mask: Bool[Tensor, "b n"] | None = None,
     ) -> KeyValues:
         """Kept keys and values of references that have no place yet: they serve any place in any prompt.
 
         Within a reference, rotary attention depends on differences of positions only. Tokens that do not count are
-        not read at all.
+        not read at all; those outside the mask, of padded batches, are seen by no other.
         """
         places = slice(None) if counted is None else counted.to(tokens.device)
-        call = AttentionCall(writing=True)
+        call = AttentionCall(writing=True, bias=None if mask is None else weighed(mask))
         nothing = tokens.new_zeros(len(tokens), 0, self.transformer.config["joint_attention_dim"])
         tokens = self.with_positions(tokens, grid)[:, places]
         self._read(tokens, nothing, null_pooled, grid_ids(grid, device=tokens.device)[places], call)

@@ -37,6 +37,12 @@ class InternVLReader(MllmReader):
         """Hidden states per token: the embedding and one per decoder layer."""
         return self.text_config.num_hidden_layers + 1
 
+    @property
+    def image_grid(self) -> tuple[int, int]:
+        """Rows and columns of a picture's tokens."""
+        side = math.isqrt(self.processor.image_seq_length)
+        return side, side
+
     @torch.no_grad()
     def read_references(
         self, images: Sequence[Image], masks: Sequence[Mask | None] = (), *, behind: ReferencePrefix | None = None
@@ -134,9 +140,8 @@ class InternVLReader(MllmReader):
 
     def _seen(self, masks: Sequence[Mask | None]) -> Bool[Tensor, " image_tokens"]:
         """Which image tokens of the references see their subject."""
-        side = math.isqrt(self.processor.image_seq_length)
         none = torch.ones(0, dtype=torch.bool)
-        return torch.cat([none, *(seen_tokens(mask, (side, side)) for mask in masks)])
+        return torch.cat([none, *(seen_tokens(mask, self.image_grid) for mask in masks)])
 
     def _available(self, frame: Frame, num_references: int) -> int:
         """Positions that are left after the references."""

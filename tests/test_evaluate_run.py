@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -139,6 +140,13 @@ class TestPaint:
         with pytest.raises(ValueError, match="steps is 7 and was 3"):
             run(tmp_path, ColourPainter(), phase="paint", settings=Settings(steps=7))
 
+    def test_other_prompts_do_not_mix_in(self, tmp_path):
+        run(tmp_path, ColourPainter(), phase="paint")
+        other = Colours()
+        other.cases[2] = replace(other.cases[2], prompt="navy")
+        with pytest.raises(ValueError, match="case c-2 in --out asked for 'lime' and asks for 'navy' now"):
+            run(tmp_path, ColourPainter(), benchmark=other, phase="paint")
+
     def test_further_stages_join(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint")
         pipe = ColourPainter()
@@ -223,6 +231,11 @@ class TestScore:
         assert list(means["plain"]) == ["rival"]
         assert means["plain"]["rival"]["right"].mean == pytest.approx(2 / 3)
         assert [line["model"] for line in lines(tmp_path / "out")] == [None] * 3
+
+    def test_scores_of_a_model_are_not_replaced(self, tmp_path):
+        run(tmp_path, ColourPainter(), phase="paint")
+        with pytest.raises(ValueError, match="holds pictures that were painted here"):
+            run(tmp_path, phase="score", images=tmp_path / "pictures" / "free")
 
     def test_a_folder_without_such_pictures(self, tmp_path):
         with pytest.raises(

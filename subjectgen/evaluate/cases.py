@@ -157,12 +157,30 @@ def pictures_found(cases: Sequence[Case], folder: Path) -> list[Painting]:
 
 
 def write_cases(benchmark: Benchmark, out: Path, num_seeds: int) -> None:
-    """Write `cases.jsonl` and `references/`: all that another program needs to paint the same."""
+    """Write `cases.jsonl` and `references/`: all that another program needs to paint the same.
+
+    Raises ValueError where a case of the same name asked for something else before: pictures of it would be taken for
+    those of this one.
+    """
+    lines = list(_lines(benchmark, out, num_seeds))
+    if (out / CASES).exists():
+        _check_same([json.loads(text) for text in (out / CASES).read_text().splitlines()], lines)
     with whole_file(out / CASES) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in _lines(benchmark, out, num_seeds)))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _lines(benchmark: Benchmark, out: Path, num_seeds: int) -> Iterator[dict[str, object]]:
+def _check_same(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> None:
+    known = {line["case"]: (line["prompt"], line["references"]) for line in before}
+    for line in now:
+        asked = (line["prompt"], line["references"])
+        if known.get(line["case"], asked) != asked:
+            raise ValueError(
+                f"case {line['case']} in --out asked for {known[line['case']][0]!r} and asks for {line['prompt']!r} "
+                "now, or of other references: expected the cases that were painted. Choose another --out."
+            )
+
+
+def _lines(benchmark: Benchmark, out: Path, num_seeds: int) -> Iterator[dict[str, Any]]:
     """A line a case; its references are written on the way."""
     for case in benchmark.cases:
         references = [_saved(image, out / "references") for image in benchmark.references(case)]

@@ -48,7 +48,8 @@ class PhotographCase(Case):
 class DreamBench:
     """Cases about the photographs in a folder, scored by any metrics."""
 
-    name, parts = "dreambench", PARTS
+    name = "dreambench"
+    parts = PARTS
 
     def __init__(
         self,
@@ -63,12 +64,18 @@ class DreamBench:
         """
         check_photographs(data)
         self._data, self._metrics = data, tuple(metrics)
-        self.checkpoints = tuple(each for metric in metrics for each in metric.checkpoints)
+        self.checkpoints: tuple[str, ...] = tuple(each for metric in metrics for each in metric.checkpoints)
         names = [name for metric in metrics for name in metric.names]
-        self.figures = tuple(FIGURES.get(name) or Figure(name=name, heading=name, digits=3) for name in names)
-        self.identity = next((name for name in ("dino_i", "clip_i", "judge_subject") if name in names), None)
-        self.obedience = next((name for name in ("clip_t", "judge_prompt") if name in names), None)
-        self.cases = [case for part in chosen(parts) for case in self._part(part)[:num_prompts]]
+        self.figures: tuple[Figure, ...] = tuple(
+            FIGURES.get(name) or Figure(name=name, heading=name, digits=3) for name in names
+        )
+        self.identity: str | None = next(
+            (name for name in ("dino_i", "clip_i", "judge_subject") if name in names), None
+        )
+        self.obedience: str | None = next((name for name in ("clip_t", "judge_prompt") if name in names), None)
+        self.cases: Sequence[PhotographCase] = [
+            case for part in chosen(parts) for case in self._part(part)[:num_prompts]
+        ]
 
     def references(self, case: PhotographCase) -> list[Image.Image]:
         return [photograph(file) for file in case.files]

@@ -36,7 +36,7 @@ PARTS = {
 }
 
 OTHER = "where the prompt asked for another"
-FIGURES = (
+FIGURES: tuple[Figure, ...] = (
     Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),
     Figure(name="mixed", heading="mixed", meaning="it is nearest to another subject of the same picture", unit="%"),
     Figure(name="region_psnr", heading="region PSNR", meaning="of the subjects' boxes, against the truth", unit="dB"),
@@ -68,10 +68,12 @@ class EmojiBenchmark:
     rendered alternative, pose and copying only where it can be seen; several subjects count as their mean.
     """
 
-    name, parts = "emoji", PARTS
-    identity, obedience = "identity", "obedience"
-    checkpoints = ()
+    name = "emoji"
+    parts = PARTS
     figures = FIGURES
+    identity: str | None = "identity"
+    obedience: str | None = "obedience"
+    checkpoints: tuple[str, ...] = ()
 
     def __init__(self, num_prompts: int, cutouts: Path | None = None, parts: Sequence[str] = ("one",)):
         """Raises ValueError for an unknown part, or where there are too few subjects."""
@@ -85,7 +87,7 @@ class EmojiBenchmark:
         rng = np.random.default_rng(SEED)
         self.looks = [Look(subject=i, hue=float(rng.choice(HUES))) for i in range(NUM_SUBJECTS)]
         one = [self._one(rng, i) for i in range(num_prompts)]
-        self.cases = [case for part in chosen(parts) for case in self._part(part, one)]
+        self.cases: Sequence[EmojiCase] = [case for part in chosen(parts) for case in self._part(part, one)]
 
     def references(self, case: EmojiCase) -> list[Image.Image]:
         """The subjects as the model sees them."""

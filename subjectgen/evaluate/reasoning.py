@@ -66,8 +66,11 @@ class Read:
 class ReasoningBenchmark:
     """References with clutter and requests that must be thought about, on subjects held out from training."""
 
-    name, parts, identity, obedience = "reasoning", PARTS, None, None
-    figures = (
+    name = "reasoning"
+    parts = PARTS
+    identity: str | None = None
+    obedience: str | None = None
+    figures: tuple[Figure, ...] = (
         Figure(name="parsed", heading="plans parsed", unit="%"),
         Figure(name="colour", heading="main colour right", unit="%"),
         Figure(name="pose", heading="pose right", unit="%"),

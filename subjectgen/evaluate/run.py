@@ -80,7 +80,9 @@ def evaluate(benchmark: Benchmark, out: Path, order: Order, open_pipe: Callable[
         paint_all(open_pipe(), benchmark, out, order)
     if not order.scores:
         return {}
-    return score_painted(benchmark, out, order) if order.images is None else score_images(benchmark, out, order)
+    if order.images is not None:
+        return score_images(benchmark, out, order.images, order.command)
+    return score_painted(benchmark, out, order)
 
 
 def paint_all(pipe: SubjectPipeline, benchmark: Benchmark, out: Path, order: Order) -> None:
@@ -121,11 +123,15 @@ def score_painted(benchmark: Benchmark, out: Path, order: Order) -> Means:
     return _score(benchmark, out, paintings, run.sha256, {**about, "command": order.command})
 
 
-def score_images(benchmark: Benchmark, out: Path, order: Order) -> Means:
-    """Score the pictures of a folder, named `<case>-<k>.png`; its name is the column of the table."""
-    folder = order.images or out
-    about: dict[str, object] = {"model": f"pictures of '{folder.resolve().name}'", "command": order.command}
-    return _score(benchmark, out, pictures_found(benchmark.cases, folder), None, about)
+def score_images(benchmark: Benchmark, out: Path, images: Path, command: str) -> Means:
+    """Score the pictures of a folder, named `<case>-<k>.png`; its name is the column of the table.
+
+    Raises ValueError where the scores of a model would be replaced.
+    """
+    if (out / RUN).exists():
+        raise ValueError(f"--out '{out}' holds pictures that were painted here: expected another one for '{images}'.")
+    about: dict[str, object] = {"model": f"pictures of '{images.resolve().name}'", "command": command}
+    return _score(benchmark, out, pictures_found(benchmark.cases, images), None, about)
 
 
 def _score(

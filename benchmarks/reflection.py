@@ -14,12 +14,14 @@ from rich.table import Table
 from torch import Tensor
 
 import subjectgen
-from subjectgen.evaluate.emoji import SEED, Case, EmojiBenchmark, psnr, summary
+from subjectgen.evaluate.emoji import SEED, EmojiBenchmark, EmojiCase
+from subjectgen.evaluate.shown import psnr
 from subjectgen.generate.sample import noised
 from subjectgen.models.vae import pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.request import Request, draw
 
+ANSWERS = ("ground", "place", "identity")
 SIGMAS = (0.6, 0.75, 0.85, 0.9, 0.95, 1.0)
 
 
@@ -36,7 +38,7 @@ def main(
     for heading in ("sigma", "other: ground %", "other: place %", "other: identity %", "own: PSNR to the first dB"):
         table.add_column(heading, justify="right")
     for sigma, row in rows.items():
-        table.add_row(f"{sigma:g}", *(f"{row[name]:.1f}" for name in ("ground", "place", "identity", "stays")))
+        table.add_row(f"{sigma:g}", *(f"{row[name]:.1f}" for name in (*ANSWERS, "stays")))
     Console().print(table)
 
 
@@ -47,8 +49,8 @@ def compare(
     """For each sigma, figures of `evaluate` against the truth of the other prompt, and how near its own comes again."""
     half = len(benchmark.cases) // 2
     own = benchmark.cases[:half]
-    others = [replace(b, subject=a.subject, pose=a.pose) for a, b in zip(own, benchmark.cases[half:], strict=True)]
-    shape = (pipe.limits.latent_channels, *(benchmark.truth(own[0]).shape[-1] // pipe.limits.pixels_per_latent,) * 2)
+    others = [replace(b, looks=a.looks, poses=a.poses) for a, b in zip(own, benchmark.cases[half:], strict=True)]
+    shape = (pipe.limits.latent_channels, *(benchmark.rendered(own[0]).shape[-1] // pipe.limits.pixels_per_latent,) * 2)
     noise, fresh = (draw(generators(half, first), shape).to(pipe.device) for first in (SEED, 2 * SEED))
     first = painted(pipe, benchmark, own, noise, steps, 1.0)
     before, rows = pixels(pipe, first), {}
@@ -56,7 +58,8 @@ def compare(
         start = noised(first, fresh, sigma)
         heard = pixels(pipe, painted(pipe, benchmark, others, start, steps, sigma))
         again = pixels(pipe, painted(pipe, benchmark, own, start, steps, sigma))
-        rows[sigma] = summary([benchmark.score(*pair) for pair in zip(others, heard, strict=True)])
+        scores = [*map(benchmark.score_pixels, others, [[picture] for picture in heard])]
+        rows[sigma] = {name: 100 * float(np.mean([each[name] for (each,) in scores])) for name in ANSWERS}
         rows[sigma]["stays"] = float(np.mean([psnr(*pair) for pair in zip(again, before, strict=True)]))
     return rows
 
@@ -68,13 +71,13 @@ def generators(count: int, first: int) -> list[torch.Generator]:
 def painted(
     pipe: SubjectPipeline,
     benchmark: EmojiBenchmark,
-    cases: Sequence[Case],
+    cases: Sequence[EmojiCase],
     latents: Float[Tensor, "n c h w"],
     steps: int,
     start: float,
 ) -> Float[Tensor, "n c h w"]:
     """Latents of the cases, from what is noised to a sigma."""
-    references = [[benchmark.reference(case)] for case in cases]
+    references = [benchmark.references(case) for case in cases]
     request = Request(prompt=[case.prompt for case in cases], subject_images=references, num_inference_steps=steps)
     return pipe._paint(pipe._resolve(request), latents, None, start=start)
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_pipeline import reasoning_pipeline, shorten_plans, tiny_pipeline
+from tiny_subjects import cutout_folder
 from torch import nn
 from typer.testing import CliRunner
 
@@ -25,7 +26,10 @@ from subjectgen import Plan, PlanError, PlannedSubject, Round, Score, Subject, S
 from subjectgen.cli import app
 from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
+from subjectgen.cli.metrics import JudgeOptions, open_metrics
 from subjectgen.cli.model import open_model
+from subjectgen.evaluate.cases import Shard
+from subjectgen.evaluate.dreambench_prompts import REFERENCES
 from subjectgen.evaluate.sheet import GAP, LINE
 from subjectgen.extras import MissingExtraError
 from subjectgen.memory import OutOfMemory
@@ -521,10 +525,9 @@ class TestTrainAndEvaluate:
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls: list[dict[str, Any]] = []
-        for module, function in (("subjectgen.train.mini", "train"), ("subjectgen.evaluate.emoji", "evaluate")):
-            stand_in = types.ModuleType(module)
-            setattr(stand_in, function, lambda *given, **options: calls.append({"given": given, **options}))
-            monkeypatch.setitem(sys.modules, module, stand_in)
+        stand_in = types.ModuleType("subjectgen.train.mini")
+        stand_in.train = lambda *given, **options: calls.append({"given": given, **options})  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "subjectgen.train.mini", stand_in)
         return calls
 
     def test_train(self, calls: list[dict[str, Any]]):
@@ -536,24 +539,71 @@ class TestTrainAndEvaluate:
         ]
 
     def test_the_functions_take_what_is_passed(self):
-        """The stand-ins above hide a change of the real functions; their signatures do not."""
-        from subjectgen.evaluate.emoji import evaluate
+        """The stand-in above hides a change of the real function; its signature does not."""
         from subjectgen.train.mini import train
 
         passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size", "compile", "start"}
         assert passed <= inspect.signature(train).parameters.keys()
-        assert {"pipe", "num_prompts", "out", "cutouts"} <= inspect.signature(evaluate).parameters.keys()
 
     @pytest.mark.parametrize("budget", [[], ["--minutes", "1", "--steps", "2"]])
     def test_train_needs_one_budget(self, calls: list[dict[str, Any]], budget: list[str]):
         refused("train", "mini", "--phase", "vae", *budget, words=("exactly one budget",))
         assert not calls
 
-    def test_evaluate(self, calls: list[dict[str, Any]], painter: Painter):
-        run("evaluate", "emoji", "--num-prompts", "20", "--out", "sheet", "--cutouts", "animals", "--offload", "model")
-        options = {"num_prompts": 20, "out": Path("sheet"), "cutouts": Path("animals")}
-        assert calls == [{"given": (painter,), **options}]
-        assert painter.opened[0]["offload"] == "model"
+
+class TestEvaluate:
+    @pytest.fixture
+    def done(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """What was to be evaluated: benchmark, folder, order, pipeline."""
+        done: list[Any] = []
+        monkeypatch.setattr("subjectgen.evaluate.run.evaluate", lambda *given: done.extend(given))
+        return done
+
+    @pytest.fixture
+    def cutouts(self, tmp_path: Path) -> Path:
+        return cutout_folder(tmp_path / "animals", seen=1, unseen=60)
+
+    def test_emoji(self, done: list[Any], painter: Painter, cutouts: Path):
+        run(
+            "evaluate", "emoji", "--num-prompts", "4", "--out", "sheet", "--cutouts", str(cutouts), "--offload", "model"
+        )
+        benchmark, out, order, open_pipe = done
+        assert [case.part for case in benchmark.cases[::2]] == ["one", "one", "wordings", "two", "three", "copying"]
+        assert (out, order.phase, order.num_seeds, order.settings.batch_size) == (Path("sheet"), "all", 4, 20)
+        assert not painter.opened
+        assert open_pipe() is painter and painter.opened[0]["offload"] == "model"
+
+    def test_a_shard_of_a_part(self, done: list[Any], painter: Painter, cutouts: Path):
+        run("evaluate", "emoji", "--cutouts", str(cutouts), "--part", "two", "--num-prompts", "4", "--num-seeds", "1",
+            "--phase", "paint", "--shard", "2/3", "--stages", "free", "--steps", "5", "--size", "64")  # fmt: skip
+        benchmark, _, order, _ = done
+        assert {case.part for case in benchmark.cases} == {"two"} and len(benchmark.cases) == 2
+        assert (order.shard, order.stages, order.num_seeds) == (Shard(index=2, count=3), ["free"], 1)
+        assert (order.settings.size, order.settings.steps) == ((64, 64), 5)
+
+    def test_dreambench(self, done: list[Any], painter: Painter, tmp_path: Path):
+        """Painting needs no metric."""
+        for subject, number in REFERENCES.items():
+            (tmp_path / subject).mkdir()
+            for name in (number, "99"):
+                Image.new("RGB", (8, 8)).save(tmp_path / subject / f"{name}.jpg")
+        run("evaluate", "dreambench", "--data", str(tmp_path), "--phase", "paint", "--num-prompts", "5")
+        benchmark, out, order, _ = done
+        assert [case.part for case in benchmark.cases] == ["one"] * 5 + ["two"] * 5 and not benchmark.figures
+        assert (out, order.model) == (Path("out/dreambench"), "qwen-image-2.1")
+
+    def test_refused(self, painter: Painter, cutouts: Path, tmp_path: Path):
+        refused("evaluate", "emoji", "--shard", "2", words=("--shard '2'", "expected i/n"))
+        refused("evaluate", "emoji", "--shard", "1/2", words=("--phase paint",))
+        refused("evaluate", "emoji", "--cutouts", str(cutouts), "--phase", "score", "--out", str(tmp_path / "none"),
+                words=("run.json", "--images"))  # fmt: skip
+        refused("evaluate", "dreambench", "--data", str(tmp_path), words=("backpack/02.jpg", "google/dreambooth"))
+        for metric, words in (("taste", ("'taste' is no metric", "dino")), ("pose", ("pose=FOLDER",))):
+            with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
+                open_metrics([metric], JudgeOptions())
+        with pytest.raises(ValueError, match="without --judge-model"):
+            JudgeOptions(url="http://127.0.0.1:1")
+        assert not painter.opened
 
 
 class TestInfo:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from PIL import Image
 from prompt_reader import understood
 from tiny_subjects import blob, cutout_folder, held_out, names, quarters, subjects_from
 
+import subjectgen
 from subjectgen.data import subjects as module
 from subjectgen.data.batches import batch_of, random_looks, training_pose
-from subjectgen.data.prompts import request
+from subjectgen.data.held_out_words import HELD_OUT, SPOKEN
+from subjectgen.data.prompts import TRAINED, Words, request
 from subjectgen.data.render import Look, ReferencePose, Renderer, hue_shift
 from subjectgen.data.subjects import load_subjects, save_subjects
+from subjectgen.data.talks import corpus
 from subjectgen.data.world import (
     COLOURS,
     MAX_SUBJECTS,
@@ -300,3 +304,51 @@ class TestPrompts:
     def test_wordings_differ(self):
         rng, scene = np.random.default_rng(0), Scene(ground=Ground(colour="red"), placements=(Placement(),))
         assert len({request(rng, scene, ["teapot"]) for _ in range(100)}) > 40
+
+
+def phrases(words: Words) -> set[str]:
+    """Every phrase and template of a set of wordings, but what is said by silence."""
+    tables = (words.places, words.sizes, words.poses, words.grounds)
+    return {phrase for table in tables for wordings in table.values() for phrase in wordings if phrase}
+
+
+class TestHeldOutWords:
+    def test_no_phrase_and_no_sentence_is_trained_on(self):
+        assert not phrases(HELD_OUT) & phrases(TRAINED)
+        assert not set(HELD_OUT.orders) & set(TRAINED.orders) and not set(HELD_OUT.joints) & set(TRAINED.joints)
+        assert HELD_OUT.phrase != TRAINED.phrase and set(HELD_OUT.phrase) == set(TRAINED.phrase)
+
+    def test_only_measuring_uses_them(self):
+        package = Path(subjectgen.__file__).parent
+        users = {
+            file.relative_to(package).parts[0] for file in package.rglob("*.py") if "held_out_words" in file.read_text()
+        }
+        assert users == {"evaluate"}
+
+    def test_every_word_is_known(self):
+        known = {word for line in corpus(("thing",), size=400) for word in re.findall(r"[a-z]+", line)}
+        held_out = {word for phrase in [*phrases(HELD_OUT), *HELD_OUT.orders] for word in re.findall(r"[a-z]+", phrase)}
+        assert held_out - {"c", "subjects"} <= known
+
+    def test_everything_can_be_said(self):
+        tables = ("places", "sizes", "poses", "grounds")
+        assert all(getattr(HELD_OUT, name).keys() == getattr(TRAINED, name).keys() for name in tables)
+        said = [phrase for table in tables for wordings in getattr(HELD_OUT, table).values() for phrase in wordings]
+        assert sum(not phrase for phrase in said) == 2  # medium and upright, as in training
+        assert len(set(said)) == len(said) - 1  # no wording means two things
+
+    def test_requests(self):
+        rng, scene = np.random.default_rng(0), Scene(ground=Ground(colour="red"), placements=(Placement(place="top"),))
+        prompt = request(rng, scene, ["teapot"], HELD_OUT)
+        assert "red" in prompt and any(phrase in prompt for phrase in HELD_OUT.places["top"])
+        spoken = {request(rng, scene, ["teapot"], SPOKEN) for _ in range(20)}
+        assert all("medium-sized" in prompt and "upright" in prompt for prompt in spoken)
+
+    def test_training_is_as_it_was(self):
+        """The first prompts of a seed, as they were before there were other words."""
+        rng = np.random.default_rng(5)
+        assert [request(rng, random_scene(rng, 1), ["teapot"]) for _ in range(3)] == [
+            "image 1 upright in the top right corner on a black striped background",
+            "on yellow stripes, medium-sized image 1 turned over at the upper right",
+            "show small image 1 standing on its head at the lower right on pink with dots",
+        ]

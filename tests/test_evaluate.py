@@ -1,23 +1,22 @@
 """The emoji benchmark: the rendered truth is perfect, and each kind of wrong picture is wrong in just that way."""
 
-import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_pipeline import tiny_pipeline
 from tiny_subjects import cutout_folder, held_out
-from tiny_training import random_vae
 
-from subjectgen.data.world import COLOURS, PLACES, SIDE, Ground, Placement, Scene
+from subjectgen.data.render import ReferencePose
+from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene
 from subjectgen.evaluate import emoji
-from subjectgen.evaluate.emoji import EmojiBenchmark, box_mask, evaluate, nearest, paint, psnr, summary
-from subjectgen.evaluate.sheet import GAP, LINE, captioned_sheet, picture_grid, picture_of
-from subjectgen.generate.stages import Stage
-from subjectgen.pipeline import SubjectPipeline
+from subjectgen.evaluate.emoji import PARTS, EmojiBenchmark, copied
+from subjectgen.evaluate.sheet import GAP, LINE, captioned_sheet, picture_grid, picture_of, side_by_side
+from subjectgen.evaluate.shown import SceneReader, Shown, box_mask, nearest, of_reference, psnr
 
-NUM_CASES = 4
+NUM_PROMPTS = 4
+RIGHT = ("ground", "place", "size", "pose", "obedience", "identity")
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +26,30 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def benchmark(folder):
-    return EmojiBenchmark(NUM_CASES, folder)
+    return EmojiBenchmark(NUM_PROMPTS, folder, tuple(PARTS))
+
+
+def cases_of(benchmark, *parts):
+    return [case for case in benchmark.cases if case.part in parts]
 
 
 def other(options, chosen):
     return options[(list(options).index(chosen) + 1) % len(options)]
 
 
-def rendered(benchmark, case, scene=None, subject=None):
-    look = benchmark.looks[case.subject if subject is None else subject]
-    return benchmark.renderer.scenes([scene or case.scene], [[look]])[0]
+def rendered(benchmark, case, scene=None, looks=None):
+    return benchmark.renderer.scenes([scene or case.scene], [list(looks or case.looks)])[0]
+
+
+def scores(benchmark, case, picture):
+    return benchmark.score_pixels(case, [picture])[0]
+
+
+def changed(scene, k=0, **changes):
+    """The scene with another placement of subject k."""
+    placements = list(scene.placements)
+    placements[k] = replace(placements[k], **changes)
+    return replace(scene, placements=tuple(placements))
 
 
 class TestMeasures:
@@ -65,124 +78,195 @@ class TestMeasures:
         assert mask[4:44, 4:44].all() and mask[44:124, 44:124].all()
 
 
-class TestBenchmark:
-    def test_only_unseen_subjects_one_in_a_picture(self, benchmark):
+class TestCases:
+    def test_only_unseen_subjects(self, benchmark):
         assert all(held_out(name) for name in benchmark.renderer.names)
-        assert [case.subject for case in benchmark.cases] == list(range(NUM_CASES))
+        counts = {"one": 1, "wordings": 1, "two": 2, "three": 3, "copying": 1}
         for case in benchmark.cases:
-            assert len(case.scene.placements) == case.scene.placements[0].number == 1
+            assert len(case.scene.placements) == len(case.looks) == len(case.poses) == counts[case.part]
+            assert len({look.subject for look in case.looks}) == len(case.looks)
+            assert all(placement.number == 1 for placement in case.scene.placements)
+            assert case.subject == benchmark.renderer.names[case.looks[0].subject]
+
+    def test_one_has_as_many_as_asked_for_and_the_others_half(self, benchmark):
+        counts = {part: len(cases_of(benchmark, part)) for part in PARTS}
+        assert counts == {"one": 4, "wordings": 2, "two": 2, "three": 2, "copying": 2}
+        assert len({case.name for case in benchmark.cases}) == 12
 
     def test_cases_are_always_the_same(self, benchmark, folder):
-        again = EmojiBenchmark(NUM_CASES + 2, folder)
-        assert again.cases[:NUM_CASES] == benchmark.cases and again.looks == benchmark.looks
+        again = EmojiBenchmark(NUM_PROMPTS + 4, folder, ("copying", "three", "one"))
+        for part, number in (("one", 4), ("three", 2), ("copying", 2)):
+            assert cases_of(again, part)[:number] == cases_of(benchmark, part)
+        assert again.looks == benchmark.looks
+
+    def test_other_wordings_ask_for_the_same(self, benchmark):
+        for case, anew in zip(cases_of(benchmark, "one"), cases_of(benchmark, "wordings"), strict=False):
+            assert anew.prompt != case.prompt
+            same = ("scene", "looks", "poses", "seed", "subject")
+            assert [getattr(anew, name) for name in same] == [getattr(case, name) for name in same]
+
+    def test_a_reference_to_be_copied_shows_nothing_that_is_asked_for(self, folder):
+        for case in EmojiBenchmark(40, folder, ("copying",)).cases:
+            (placement,), given = case.scene.placements, of_reference(case.poses[0])
+            assert given.ground != case.scene.ground.colour and given.place != placement.place
+            assert given.size != placement.size and given.poses != (placement.pose,)
+            said = case.prompt.replace("image 1", "").replace(case.subject, "")
+            assert placement.pose != "upright" or "upright" in said
+            assert placement.size != "medium" or "medium-sized" in said
 
     def test_too_few_subjects(self, tmp_path):
         with pytest.raises(ValueError, match="5 subjects never trained on: expected 60"):
             EmojiBenchmark(1, cutout_folder(tmp_path, seen=1, unseen=5))
 
+    def test_an_unknown_part(self, folder):
+        with pytest.raises(ValueError, match="'four' is no part of the emoji benchmark: expected one, wordings"):
+            EmojiBenchmark(1, folder, ("four",))
+
+
+class TestScores:
     def test_the_truth_is_perfect_and_noise_does_not_hurt(self, benchmark):
         generator = torch.Generator().manual_seed(0)
         for case in benchmark.cases:
             truth = rendered(benchmark, case)
-            score = benchmark.score(case, truth)
-            assert score.ground and score.place and score.identity and score.region_psnr > 100
-            score = benchmark.score(case, truth + 0.1 * torch.randn(truth.shape, generator=generator))
-            assert score.ground and score.place and score.identity
-            assert score.region_psnr == pytest.approx(26.02, abs=0.5)  # 20 log10(2 / .1)
+            score = scores(benchmark, case, truth)
+            assert [score[name] for name in RIGHT] == [1] * 6 and score["region_psnr"] > 100
+            assert all(score[name] == 0 for name in score if name.startswith("copied") or name == "mixed")
+            noisy = scores(benchmark, case, truth + 0.1 * torch.randn(truth.shape, generator=generator))
+            assert [noisy[name] for name in RIGHT] == [1] * 6
+            assert noisy["region_psnr"] == pytest.approx(26.02, abs=0.5)  # 20 log10(2 / .1)
+
+    def test_a_picture_is_scored_as_its_pixels_are(self, benchmark):
+        case = benchmark.cases[0]
+        twice = benchmark.truth(case).resize((2 * SIDE, 2 * SIDE), Image.Resampling.NEAREST)
+        exact, resized = benchmark.score(case, [benchmark.truth(case), twice])
+        assert exact.scores["region_psnr"] > 45 and resized.scores["region_psnr"] > 25
+        assert [exact.scores[name] for name in RIGHT] == [resized.scores[name] for name in RIGHT] == [1] * 6
+        with pytest.raises(ValueError, match="a picture of 20x10 pixels: expected a square one"):
+            benchmark.score(case, [Image.new("RGB", (20, 10))])
 
     def test_a_wrong_ground(self, benchmark):
-        for case in benchmark.cases:
+        for case in cases_of(benchmark, "one", "two"):
             colour = other(list(COLOURS), case.scene.ground.colour)
-            score = benchmark.score(case, rendered(benchmark, case, case.scene.with_colour(colour)))
-            assert not score.ground and score.place
+            score = scores(benchmark, case, rendered(benchmark, case, case.scene.with_colour(colour)))
+            assert (score["ground"], score["place"], score["size"]) == (0, 1, 1)
+            assert score["obedience"] == pytest.approx((score["place"] + score["size"] + score["pose"]) / 4)
 
     def test_a_wrong_place(self, benchmark):
-        for case in benchmark.cases:
-            place = other(PLACES, case.scene.placements[0].place)
-            score = benchmark.score(case, rendered(benchmark, case, case.scene.with_place(place)))
-            assert score.ground and not score.place
+        for case in cases_of(benchmark, "one"):
+            scene = changed(case.scene, place=other(PLACES, case.scene.placements[0].place))
+            score = scores(benchmark, case, rendered(benchmark, case, scene))
+            assert (score["ground"], score["place"], score["size"], score["pose"]) == (1, 0, 1, 1)
+
+    def test_one_of_two_in_a_wrong_place(self, benchmark):
+        for case in cases_of(benchmark, "two"):
+            taken = {placement.place for placement in case.scene.placements}
+            scene = changed(case.scene, k=1, place=next(place for place in PLACES if place not in taken))
+            score = scores(benchmark, case, rendered(benchmark, case, scene))
+            assert (score["place"], score["identity"]) == (0.5, 0.5)
+
+    def test_two_that_changed_places_are_mixed(self, benchmark):
+        for case in cases_of(benchmark, "two"):
+            score = scores(benchmark, case, rendered(benchmark, case, looks=case.looks[::-1]))
+            assert (score["identity"], score["mixed"], score["place"]) == (0, 1, 1)
+
+    def test_a_wrong_size(self, benchmark):
+        for case in cases_of(benchmark, "one"):
+            scene = changed(case.scene, size=other(list(SIZES), case.scene.placements[0].size))
+            score = scores(benchmark, case, rendered(benchmark, case, scene))
+            assert (score["place"], score["size"], score["pose"]) == (1, 0, 1)
+
+    def test_a_wrong_pose(self, benchmark):
+        """The polygons of these tests have no pose that looks like another."""
+        for case in cases_of(benchmark, "one"):
+            scene = changed(case.scene, pose=other(list(POSES), case.scene.placements[0].pose))
+            score = scores(benchmark, case, rendered(benchmark, case, scene))
+            assert (score["place"], score["size"], score["pose"]) == (1, 1, 0)
 
     def test_a_wrong_subject(self, benchmark):
-        for case in benchmark.cases:
-            score = benchmark.score(case, rendered(benchmark, case, subject=case.subject + 7))
-            assert score.ground and not score.identity
-            assert score.region_psnr < 30
+        for case in cases_of(benchmark, "one", "copying"):
+            wrong = benchmark.looks[case.looks[0].subject + 7]
+            score = scores(benchmark, case, rendered(benchmark, case, looks=[wrong]))
+            assert (score["ground"], score["identity"]) == (1, 0) and score["region_psnr"] < 30
 
     def test_a_wrong_colour_in_the_right_place(self, benchmark):
         """Where a subject stands is judged whatever it looks like."""
-        for case in benchmark.cases:
-            look = benchmark.looks[case.subject]
-            recoloured = replace(look, hue=look.hue + 180)
-            score = benchmark.score(case, benchmark.renderer.scenes([case.scene], [[recoloured]])[0])
-            assert score.ground and score.place and score.region_psnr < 40
+        for case in cases_of(benchmark, "one"):
+            (look,) = case.looks
+            picture = rendered(benchmark, case, looks=[replace(look, hue=look.hue + 180)])
+            score = scores(benchmark, case, picture)
+            assert (score["ground"], score["place"]) == (1, 1) and score["region_psnr"] < 40
 
     def test_no_subject(self, benchmark):
         case = benchmark.cases[0]
         empty = benchmark.renderer.scenes([Scene(ground=case.scene.ground)], [[]])[0]
-        assert benchmark.score(case, empty).region_psnr < 20
-
-    def test_summary(self, benchmark):
-        case = benchmark.cases[0]
-        right = benchmark.score(case, rendered(benchmark, case))
-        wrong = replace(right, identity=False, place=False, region_psnr=3.0)
-        table = summary([right, right, wrong, replace(wrong, place=True)])
-        assert (table["ground"], table["place"], table["identity"]) == (100, 75, 50)
-        assert table["region_psnr"] == pytest.approx((right.region_psnr + 3) / 2)
+        assert scores(benchmark, case, empty)["region_psnr"] < 20
 
 
-class Truthful(SubjectPipeline):
-    """A pipeline that paints the truth, whatever it is told to do without."""
+class TestCopying:
+    @pytest.mark.parametrize("copied_name", ["ground", "place", "size", "turn"])
+    def test_each_thing_copied_from_the_reference_is_found(self, benchmark, copied_name):
+        for case in cases_of(benchmark, "copying"):
+            given = of_reference(case.poses[0])
+            scene = {
+                "ground": case.scene.with_colour(given.ground),
+                "place": changed(case.scene, place=given.place),
+                "size": changed(case.scene, size=given.size),
+                "turn": changed(case.scene, pose=given.poses[0]),
+            }[copied_name]
+            score = scores(benchmark, case, rendered(benchmark, case, scene))
+            found = {name: score[f"copied_{name}"] for name in ("ground", "place", "size", "turn")}
+            assert found == {**dict.fromkeys(found, 0), copied_name: 1}
 
-    def __init__(self, benchmark):
-        self.benchmark, self.vae, self.stages = benchmark, random_vae(), []
+    def test_what_another_mistake_shows_is_no_copy(self, benchmark):
+        for case in cases_of(benchmark, "copying"):
+            given, asked = of_reference(case.poses[0]), case.scene.placements[0].place
+            third = next(place for place in PLACES if place not in (given.place, asked))
+            score = scores(benchmark, case, rendered(benchmark, case, changed(case.scene, place=third)))
+            assert (score["place"], score["copied_place"]) == (0, 0)
 
-    @property
-    def device(self):
-        return torch.device("cpu")
+    def test_nothing_is_said_where_the_reference_shows_what_was_asked_for(self):
+        asked = Shown(ground="red", place="top", size="small", poses=("upright",))
+        given = replace(asked, place="left")
+        assert copied(asked, asked, given) == {"copied_place": 0}
+        assert copied(asked, given, given) == {"copied_place": 1}
 
-    def set_progress_bar_config(self, **_):
-        pass
+    def test_turns_that_look_the_same_cannot_be_copied(self):
+        asked = Shown(ground="red", place="top", size="small", poses=("upright",))
+        given = replace(asked, poses=("upside down",))
+        assert copied(asked, given, given) == {"copied_turn": 1}
+        assert copied(asked, replace(asked, poses=("upright", "upside down")), given) == {}
 
-    def __call__(self, prompts, subject_images, *, stages, generator, output_type):
-        self.stages.append(stages)
-        cases = [next(case for case in self.benchmark.cases if case.prompt == prompt) for prompt in prompts]
-        assert [[picture.tobytes() for picture in given] for given in subject_images] == [
-            [self.benchmark.reference(case).tobytes()] for case in cases
-        ]
-        assert output_type == "pt" and len({each.initial_seed() for each in generator}) == len(cases)
-        images = torch.stack([self.benchmark.truth(case) for case in cases]) / 2 + 0.5
-        return type("Output", (), {"images": images})
+    def test_a_disc_has_no_upside(self, benchmark):
+        """Of a blank disc all poses look alike, and none of them is wrong."""
+        renderer = benchmark.renderer
+        y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+        disc = torch.stack([torch.zeros(64, 64), torch.zeros(64, 64), *[(x**2 + y**2 < 0.9).float()] * 2])
+        scene = Scene(ground=Ground(colour="white"), placements=(Placement(size="large"),))
+        case = replace(benchmark.cases[0], scene=scene)
+        kept = renderer.small[case.looks[0].subject].clone()
+        try:
+            renderer.small[case.looks[0].subject] = disc
+            shown = SceneReader(renderer, scene, case.looks).read(rendered(benchmark, case), 0)
+        finally:
+            renderer.small[case.looks[0].subject] = kept
+        assert shown == Shown(ground="white", place="middle", size="large", poses=tuple(POSES))
 
-
-class TestEvaluate:
-    def test_the_whole_of_it(self, benchmark, folder, tmp_path, capsys):
-        pipe = Truthful(benchmark)
-        rows = evaluate(pipe, NUM_CASES, tmp_path, cutouts=folder)
-        assert pipe.stages == [None, (Stage(0.0, identity=0.0),), "paper"]
-        for row in rows.values():
-            assert (row["ground"], row["place"], row["identity"]) == (100, 100, 100) and row["region_psnr"] > 100
-        written = json.loads((tmp_path / "table.json").read_text())
-        assert written["stages"] == rows and written["prompts"] == NUM_CASES and written["vae_psnr"] < 30
-        for name in ("default", "mllm-only", "paper"):
-            lines = [json.loads(line) for line in (tmp_path / f"scores-{name}.jsonl").read_text().splitlines()]
-            assert [line["prompt"] for line in lines] == [case.prompt for case in benchmark.cases]
-        assert Image.open(tmp_path / "sheet.png").height > SIDE * NUM_CASES / 2
-        printed = capsys.readouterr().out
-        assert "mllm only" in printed and "100.0" in printed and "sheet.png" in printed
-
-    def test_a_real_pipeline_paints_each_case_by_its_own_seed(self, folder):
-        few = EmojiBenchmark(2, folder)
-        pipe = tiny_pipeline(image_size=SIDE, num_inference_steps=2)
-        pictures = paint(pipe, few, "paper")
-        assert [picture.shape for picture in pictures] == [(3, SIDE, SIDE)] * 2
-        alone = pipe(
-            few.cases[1].prompt,
-            few.reference(few.cases[1]),
-            stages="paper",
-            generator=torch.Generator().manual_seed(emoji.SEED + 1),
-            output_type="pt",
-        ).images[0]
-        torch.testing.assert_close(pictures[1], alone * 2 - 1, atol=1e-4, rtol=0)
+    @pytest.mark.parametrize(
+        ("pose", "expected"),
+        [
+            (ReferencePose(), Shown(ground="white", place="middle", size="large", poses=("upright",))),
+            (
+                ReferencePose(degrees=180.0, scale=40 / 128, x=-0.6, y=0.6, ground=Ground(colour="red")),
+                Shown(ground="red", place="bottom left", size="small", poses=("upside down",)),
+            ),
+            (
+                ReferencePose(degrees=-35.0, scale=56 / 128, x=0.5, y=-0.1),
+                Shown(ground="white", place="right", size="medium", poses=("tilted right",)),
+            ),
+        ],
+    )
+    def test_what_a_reference_shows(self, pose, expected):
+        assert of_reference(pose) == expected
 
 
 class TestSheet:
@@ -208,3 +292,11 @@ class TestSheet:
         assert sheet.getpixel((GAP + 16, LINE + GAP + 32 + GAP + 16)) == (0, 0, 255)
         beside = sheet.crop((GAP + 32 + GAP, LINE + GAP, sheet.width, LINE + GAP + 32))
         assert beside.getextrema()[0][0] < 100  # words
+
+    def test_side_by_side(self):
+        """Two in a square: both whole, the first on the left."""
+        together = side_by_side([Image.new("RGB", (40, 20), "red"), Image.new("RGB", (20, 40), "blue")], cell=64)
+        pixels = np.asarray(together)
+        assert together.size == (64, 64)
+        assert (pixels[:, :32] == (255, 0, 0)).all(-1).sum() == 32 * 16
+        assert (pixels[:, 32:] == (0, 0, 255)).all(-1).sum() == 16 * 32

@@ -29,7 +29,7 @@ def said(sighting, **changes):
 
 def test_what_is_read(benchmark):
     case = benchmark.cluttered[0]
-    (true,) = seen = benchmark.seen([benchmark.emoji.looks[case.subject]], [case.pose])
+    (true,) = seen = benchmark.seen(case.looks, case.poses)
     words = dict.fromkeys(("scene", "view", "pose", "changes", "keeps", "asked"), "x")
     wrong = next(colour for colour in COLOURS if colour != true.colours[0])
     for subject, expected in (
@@ -44,8 +44,8 @@ def test_what_is_read(benchmark):
 
 def test_references_are_cluttered(benchmark):
     for case in benchmark.cluttered:
-        (box,) = (each.box for each in benchmark.seen([benchmark.emoji.looks[case.subject]], [case.pose]))
-        assert case.pose.ground is not None and case.pose.beside is not None
+        (box,), (pose,) = [each.box for each in benchmark.seen(case.looks, case.poses)], case.poses
+        assert pose.ground is not None and pose.beside is not None
         assert not box[0] <= 50 - 10 <= 50 + 10 <= box[2] or not box[1] <= 40 <= 60 <= box[3]
 
 
@@ -67,9 +67,13 @@ def test_the_truth_is_right_and_other_scenes_are_not(benchmark):
 def test_end_to_end(folder, tmp_path, monkeypatch):
     """Random weights: every plan parses, hardly anything is right, and all files are there."""
     shorten_plans(monkeypatch)
-    figures = evaluate(reasoning_pipeline(image_size=128), 2, 3, tmp_path, folder)
-    assert figures["plans parsed"] == 100
-    assert json.loads((tmp_path / "table.json").read_text()) == {**figures, "prompts": 2, "riddles": 3}
-    assert (tmp_path / "sheet.png").exists()
+    means = evaluate(reasoning_pipeline(image_size=128), 2, 3, tmp_path, folder)
+    assert means["reading"]["plan"]["parsed"].mean == 1 and means["indirect"]["with a plan"]["scene"].count == 3
+    assert list(means["clutter"]) == ["whole reference", "planned box"]
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["parts"]["reading"]["plan"]["parsed"]["mean"] == 1
+    assert (tmp_path / "sheet.png").exists() and (tmp_path / "report.html").exists()
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     references = 2 + sum(len(question.looks) for question in ReasoningBenchmark(2, 3, folder).questions)
-    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == references
+    assert sum(line["part"] == "reading" for line in lines) == means["reading"]["plan"]["colour"].count == references
+    assert len(lines) == references + 2 * 2 + 2 * 3 and len({line["model"] for line in lines}) == 1

@@ -1,32 +1,125 @@
-"""subjectgen evaluate: figures on subjects never trained on."""
+"""subjectgen evaluate: benchmarks that anyone can run again; painting and scoring apart."""
 
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from subjectgen.cli.generate import parse_size
+from subjectgen.cli.metrics import JudgeOptions, open_metrics
 from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization, open_model
 
+if TYPE_CHECKING:
+    from subjectgen.evaluate.run import Order
+
 commands = typer.Typer(name="evaluate", help="Measure a model.", no_args_is_help=True)
+
+Phase = Annotated[
+    str,
+    typer.Option(
+        help="all; or cases: write prompts and references alone; paint: make what pictures are missing; score: measure "
+        "those that are there, and write the table and the report."
+    ),
+]
+Part = Annotated[list[str] | None, typer.Option(help="A part of the benchmark; repeat. All if left out.")]
+Stages = Annotated[
+    list[str] | None,
+    typer.Option(help="A preset, mllm-only, or default for the model's own; repeat. All that differ if left out."),
+]
+NumSeeds = Annotated[int, typer.Option(min=1, help="Pictures of each prompt, each from a seed of its own.")]
+ShardOption = Annotated[str, typer.Option("--shard", help="i/n: paint every n-th picture only, from the i-th on.")]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        help="Score this folder instead: pictures <case>-<k>.png of another program, as cases.jsonl names them."
+    ),
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")]
+Size = Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures painted together; the same ones, whatever it is.")]
+Cutouts = Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")]
 
 
 @commands.command()
 def emoji(
     model: Model = "mini",
     adapter: Adapter = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts to measure on.")] = 200,
-    out: Annotated[Path, typer.Option(help="The folder for the table and the contact sheet.")] = Path("out/emoji"),
-    cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts of the part one; others have half as many.")] = 200,
+    num_seeds: NumSeeds = 4,
+    part: Part = None,
+    stages: Stages = None,
+    out: Annotated[Path, typer.Option(help="The folder of pictures, scores, table and report.")] = Path("out/emoji"),
+    phase: Phase = "all",
+    shard: ShardOption = "1/1",
+    images: Images = None,
+    steps: Steps = None,
+    size: Size = None,
+    batch_size: BatchSize = 20,
+    cutouts: Cutouts = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
     attention_backend: AttentionBackend = None,
     compile: Compile = False,
 ) -> None:
-    """Measure identity and obedience against the rendered truth of the emoji world."""
-    from subjectgen.evaluate.emoji import evaluate as evaluate_emoji
+    """Measure identity, obedience and copying against the rendered truth of the emoji world."""
+    from subjectgen.evaluate.emoji import PARTS, EmojiBenchmark
+    from subjectgen.evaluate.run import evaluate
 
-    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
-    evaluate_emoji(pipe, num_prompts=num_prompts, out=out, cutouts=cutouts)
+    order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
+    benchmark = EmojiBenchmark(num_prompts, cutouts, part or tuple(PARTS))
+    options = (adapter, quantization, offload, attention_backend, compile)
+    evaluate(benchmark, out, order, lambda: open_model(model, *options))
+
+
+@commands.command()
+def dreambench(
+    data: Annotated[Path, typer.Option(help="The folder with a folder of photographs for each of the 30 subjects.")],
+    model: Model = "qwen-image-2.1",
+    adapter: Adapter = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="dino, clip, patches, pose or judge, or e.g. dino=FOLDER for a checkpoint on this machine; repeat. "
+            "dino and clip if left out."
+        ),
+    ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="For --judge-model: an OpenAI-compatible endpoint. OpenAI's own if left out.")
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="A judge behind an endpoint. An open model on this machine if left out.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="The first so many of 750 in each part.")] = None,
+    num_seeds: NumSeeds = 4,
+    part: Part = None,
+    stages: Stages = None,
+    out: Annotated[Path, typer.Option(help="The folder of pictures, scores, table and report.")] = Path(
+        "out/dreambench"
+    ),
+    phase: Phase = "all",
+    shard: ShardOption = "1/1",
+    images: Images = None,
+    steps: Steps = None,
+    size: Size = None,
+    batch_size: BatchSize = 1,
+    quantization: Quantization = "none",
+    offload: Offload = "none",
+    attention_backend: AttentionBackend = None,
+    compile: Compile = False,
+) -> None:
+    """Measure on DreamBench's photographs: DINO-I, CLIP-I and CLIP-T of 750 prompts, and of real photographs."""
+    from subjectgen.evaluate.dreambench import PAINTED, DreamBench, check_photographs
+    from subjectgen.evaluate.run import evaluate
+
+    order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
+    check_photographs(data)
+    judge = JudgeOptions(model=judge_model, url=judge_url)
+    metrics = open_metrics(metric or ("dino", "clip"), judge) if order.scores else ()
+    benchmark = DreamBench(data, metrics, part or PAINTED, num_prompts)
+    options = (adapter, quantization, offload, attention_backend, compile)
+    evaluate(benchmark, out, order, lambda: open_model(model, *options))
 
 
 @commands.command()
@@ -35,9 +128,41 @@ def reasoning(
     num_prompts: Annotated[int, typer.Option(min=1, help="Cluttered references to read.")] = 200,
     num_riddles: Annotated[int, typer.Option(min=1, help="Indirect requests; the paper's set has 350.")] = 350,
     out: Annotated[Path, typer.Option(help="The folder for the table and the sheet.")] = Path("out/reasoning"),
-    cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
+    cutouts: Cutouts = None,
 ) -> None:
     """Measure what reasoning before painting reads, and what it changes, against the truth of the emoji world."""
     from subjectgen.evaluate.reasoning import evaluate as evaluate_reasoning
 
-    evaluate_reasoning(open_model(model), num_prompts, num_riddles, out, cutouts)
+    evaluate_reasoning(open_model(model), num_prompts, num_riddles, out, cutouts, model, _command())
+
+
+def _order(
+    model: str,
+    phase: str,
+    stages: list[str] | None,
+    num_seeds: int,
+    shard: str,
+    images: Path | None,
+    steps: int | None,
+    size: str | None,
+    batch_size: int,
+) -> "Order":
+    from subjectgen.evaluate.cases import Shard
+    from subjectgen.evaluate.generation import STAGES, Settings
+    from subjectgen.evaluate.run import Order
+
+    return Order(
+        model=model,
+        phase=phase,
+        stages=stages or STAGES,
+        num_seeds=num_seeds,
+        settings=Settings(size=parse_size(size), steps=steps, batch_size=batch_size),
+        shard=Shard.parse(shard),
+        images=images,
+        command=_command(),
+    )
+
+
+def _command() -> str:
+    """What was typed, for the report."""
+    return shlex.join(["subjectgen", *sys.argv[1:]])

@@ -1,5 +1,8 @@
 """How a scene of the emoji world is asked for, in several wordings."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from subjectgen.data.world import Ground, Placement, Scene, choice
@@ -42,25 +45,45 @@ ORDERS = (
 JOINTS = (" and ", ", ", ", with ")
 
 
-def request(rng: np.random.Generator, scene: Scene, names: list[str]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """The wordings a request is drawn from, and in which order a subject's words stand."""
+
+    places: Mapping[str, Sequence[str]]
+    sizes: Mapping[str, Sequence[str]]
+    poses: Mapping[str, Sequence[str]]
+    grounds: Mapping[str, Sequence[str]]
+    orders: Sequence[str]
+    joints: Sequence[str]
+    phrase: Sequence[str] = ("size", "called", "pose", "place")
+
+
+TRAINED = Words(
+    places=PLACE_WORDS, sizes=SIZE_WORDS, poses=POSE_WORDS, grounds=GROUND_WORDS, orders=ORDERS, joints=JOINTS
+)
+
+
+def request(rng: np.random.Generator, scene: Scene, names: list[str], words: Words = TRAINED) -> str:
     """Ask for the scene, in one of many wordings."""
     called = enumerate(zip(scene.placements, names, strict=True), start=1)
-    subjects = [subject_phrase(rng, placement, position, name) for position, (placement, name) in called]
-    text = choice(rng, JOINTS).join(subjects)
-    return choice(rng, ORDERS).format(subjects=text, ground=ground_phrase(rng, scene.ground))
+    subjects = [subject_phrase(rng, placement, position, name, words) for position, (placement, name) in called]
+    text = choice(rng, words.joints).join(subjects)
+    return choice(rng, words.orders).format(subjects=text, ground=ground_phrase(rng, scene.ground, words))
 
 
-def subject_phrase(rng: np.random.Generator, placement: Placement, position: int, name: str) -> str:
+def subject_phrase(
+    rng: np.random.Generator, placement: Placement, position: int, name: str, words: Words = TRAINED
+) -> str:
     """A subject with its size, pose, number and place, e.g. "a large image 1 upside down at the top"."""
     called = choice(rng, (f"image {position}", f"image {position}", f"the {name}", f"the {name} of image {position}"))
-    size = choice(rng, SIZE_WORDS[placement.size]) if placement.number == 1 else ""
-    pose = choice(rng, POSE_WORDS[placement.pose])
+    size = choice(rng, words.sizes[placement.size]) if placement.number == 1 else ""
+    pose = choice(rng, words.poses[placement.pose])
     if placement.number > 1:
         called = f"{choice(rng, NUMBER_WORDS[placement.number])} {called}"
-    words = [size, called, pose, choice(rng, PLACE_WORDS[placement.place])]
-    return " ".join(word for word in words if word)
+    said = {"size": size, "called": called, "pose": pose, "place": choice(rng, words.places[placement.place])}
+    return " ".join(said[each] for each in words.phrase if said[each])
 
 
-def ground_phrase(rng: np.random.Generator, ground: Ground) -> str:
+def ground_phrase(rng: np.random.Generator, ground: Ground, words: Words = TRAINED) -> str:
     """The background in words."""
-    return choice(rng, GROUND_WORDS[ground.pattern]).format(c=ground.colour)
+    return choice(rng, words.grounds[ground.pattern]).format(c=ground.colour)

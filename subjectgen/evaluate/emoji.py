@@ -1,62 +1,82 @@
-"""The emoji benchmark: unseen subjects in scenes whose truth can be rendered, so identity and obedience are exact."""
+"""The emoji benchmark: unseen subjects in scenes whose truth can be rendered, so that all it measures is exact."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from subjectgen.data.batches import HUES, random_reference_pose
-from subjectgen.data.prompts import request
-from subjectgen.data.render import Look, ReferencePose, Renderer, layers_of
+from subjectgen.data.held_out_words import HELD_OUT, SPOKEN
+from subjectgen.data.prompts import TRAINED, Words, request
+from subjectgen.data.render import Look, ReferencePose, Renderer
+from subjectgen.data.sightings import POSES_SEEN
 from subjectgen.data.subjects import load_subjects
-from subjectgen.data.world import COLOURS, PLACES, SIDE, Scene, random_scene
-from subjectgen.evaluate.sheet import captioned_sheet, picture_of
-from subjectgen.files import whole_file
-from subjectgen.generate.stages import Stage
+from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene, choice, random_scene
+from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
+from subjectgen.evaluate.sheet import picture_of
+from subjectgen.evaluate.shown import Pixels, SceneReader, Shown, asked_of, box_mask, nearest, of_reference, psnr
 from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
 
 NUM_SUBJECTS = 60  # own truth against that of 59 others
 SEED = 2605  # of prompts and noise; training never draws from it
-BATCH = 20
-SHEET_ROWS = 12
-MLLM_ONLY = (Stage(0.0, identity=0.0),)
+PARTS = {
+    "one": "one subject, asked for in wordings that were trained on",
+    "wordings": "the first of these scenes, subjects and seeds, in wordings never trained on",
+    "two": "two subjects",
+    "three": "three subjects",
+    "copying": "one subject, whose reference shows another ground, place, size and turn than is asked for",
+}
+
+OTHER = "where the prompt asked for another"
+FIGURES: tuple[Figure, ...] = (
+    Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),
+    Figure(name="mixed", heading="mixed", meaning="it is nearest to another subject of the same picture", unit="%"),
+    Figure(name="region_psnr", heading="region PSNR", meaning="of the subjects' boxes, against the truth", unit="dB"),
+    Figure(name="obedience", heading="obedience", meaning="the mean of ground, place, size and pose", unit="%"),
+    Figure(name="ground", heading="ground", meaning="its colour is right, of 12", unit="%"),
+    Figure(name="place", heading="place", meaning="it is right, of 9", unit="%"),
+    Figure(name="size", heading="size", meaning="it is right, of 3", unit="%"),
+    Figure(name="pose", heading="pose", meaning="it is right, or looks the same, of 5", unit="%"),
+    Figure(name="copied_ground", heading="copied ground", meaning=f"the reference's colour, {OTHER}", unit="%"),
+    Figure(name="copied_place", heading="copied place", meaning=f"the reference's place, {OTHER}", unit="%"),
+    Figure(name="copied_size", heading="copied size", meaning=f"the reference's size, {OTHER}", unit="%"),
+    Figure(name="copied_turn", heading="copied turn", meaning=f"the reference's turn, {OTHER}", unit="%"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One prompt of the benchmark."""
+class EmojiCase(Case):
+    """A prompt with its scene; one look and one pose of its reference for each subject."""
 
-    subject: int
     scene: Scene
-    prompt: str
-    pose: ReferencePose
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Of one picture: three answers right or wrong, and the subject region's PSNR in dB."""
-
-    ground: bool
-    place: bool
-    identity: bool
-    region_psnr: float
+    looks: tuple[Look, ...]
+    poses: tuple[ReferencePose, ...]
 
 
 class EmojiBenchmark:
-    """Prompts, references and truths on subjects held out from training."""
+    """Prompts, references and truths on subjects held out from training.
 
-    def __init__(self, num_prompts: int, cutouts: Path | None = None):
+    `one` has as many cases as are asked for, every other part half as many. Everything is right or wrong by the nearest
+    rendered alternative, pose and copying only where it can be seen; several subjects count as their mean.
+    """
+
+    name = "emoji"
+    parts = PARTS
+    figures = FIGURES
+    identity: str | None = "identity"
+    obedience: str | None = "obedience"
+    checkpoints: tuple[str, ...] = ()
+
+    def __init__(self, num_prompts: int, cutouts: Path | None = None, parts: Sequence[str] = ("one",)):
+        """Raises ValueError for an unknown part, or where there are too few subjects."""
         unseen = load_subjects(cutouts=cutouts).split(unseen=True)
         if len(unseen.names) < NUM_SUBJECTS:
             raise ValueError(
@@ -66,154 +86,192 @@ class EmojiBenchmark:
         self.renderer = Renderer(unseen)
         rng = np.random.default_rng(SEED)
         self.looks = [Look(subject=i, hue=float(rng.choice(HUES))) for i in range(NUM_SUBJECTS)]
-        self.cases = [self.case(rng, i % NUM_SUBJECTS) for i in range(num_prompts)]
+        one = [self._one(rng, i) for i in range(num_prompts)]
+        self.cases: Sequence[EmojiCase] = [case for part in chosen(parts) for case in self._part(part, one)]
 
-    def case(self, rng: np.random.Generator, subject: int) -> Case:
-        """A scene with one copy of the subject, asked for in one of the wordings."""
-        scene = random_scene(rng, 1)
-        while scene.placements[0].number > 1:
-            scene = random_scene(rng, 1)
-        prompt = request(rng, scene, [self.renderer.names[self.looks[subject].subject]])
-        return Case(subject=subject, scene=scene, prompt=prompt, pose=random_reference_pose(rng))
+    def references(self, case: EmojiCase) -> list[Image.Image]:
+        """The subjects as the model sees them."""
+        return [picture_of(pixels) for pixels in self.renderer.references(case.looks, case.poses)]
 
-    def reference(self, case: Case) -> Image.Image:
-        """The subject as the model sees it."""
-        return picture_of(self.renderer.references([self.looks[case.subject]], [case.pose])[0])
-
-    def truth(self, case: Case) -> Float[Tensor, "3 side side"]:
+    def rendered(self, case: EmojiCase) -> Pixels:
         """The picture asked for."""
-        return self.renderer.scenes([case.scene], [[self.looks[case.subject]]])[0]
+        return self.renderer.scenes([case.scene], [list(case.looks)])[0]
 
-    def score(self, case: Case, picture: Float[Tensor, "3 side side"]) -> Scores:
-        """Ground and identity by the nearest rendered alternative (squared error of pixels); place: see `place_in`."""
-        scene, look, inside = case.scene, self.looks[case.subject], box_mask(case.scene)
-        grounds = self.renderer.scenes([scene.with_colour(colour) for colour in COLOURS], [[look]] * len(COLOURS))
-        subjects = self.renderer.scenes([scene] * NUM_SUBJECTS, [[other] for other in self.looks])
-        colour = list(COLOURS)[nearest(picture, grounds, ~inside)]
-        return Scores(
-            ground=colour == scene.ground.colour,
-            place=self.place_in(picture, scene.with_colour(colour), look) == scene.placements[0].place,
-            identity=nearest(picture, subjects, inside) == case.subject,
-            region_psnr=psnr(picture[:, inside], subjects[case.subject][:, inside]),
+    def truth(self, case: EmojiCase) -> Image.Image:
+        return picture_of(self.rendered(case))
+
+    def score(self, case: EmojiCase, pictures: Sequence[Image.Image]) -> list[Scored]:
+        """Of pictures of a case. Those of another size are resized; raises ValueError if one is not square."""
+        return [Scored(scores=each) for each in self.score_pixels(case, [pixels_of(picture) for picture in pictures])]
+
+    def score_pixels(self, case: EmojiCase, pictures: Sequence[Pixels]) -> list[dict[str, float]]:
+        """Scores by name."""
+        reader = SceneReader(self.renderer, case.scene, list(case.looks))
+        subjects = [self._alone(case, k) for k in range(len(case.looks))]
+        truth = self.rendered(case)
+        return [
+            {
+                **self._identity(case, subjects, picture),
+                "region_psnr": psnr(picture[:, reader.inside], truth[:, reader.inside]),
+                **answers(case, [reader.read(picture, k) for k in range(len(case.looks))]),
+            }
+            for picture in pictures
+        ]
+
+    def measure(self, pipe: SubjectPipeline) -> dict[str, float]:
+        """Mean PSNR in dB of the autoencoder on the rendered truths."""
+        values = []
+        with torch.no_grad():
+            for case in track(self.cases, "measuring the autoencoder"):
+                truth = self.rendered(case)
+                latents = latents_from_pixels(pipe.vae, truth[None].to(pipe.device))
+                values.append(psnr(pixels_from_latents(pipe.vae, latents)[0].float().cpu().clamp(-1, 1), truth))
+        return {"PSNR of the autoencoder, dB": float(np.mean(values))}
+
+    def ceiling(self) -> list[Painting]:
+        """None: the truth is exact."""
+        return []
+
+    def _identity(self, case: EmojiCase, subjects: Sequence[Tensor], picture: Pixels) -> dict[str, float]:
+        """Whose truth each subject's region is nearest to: its own, or that of another in the picture."""
+        own = [look.subject for look in case.looks]
+        boxes = [box_mask(replace(case.scene, placements=(each,))) for each in case.scene.placements]
+        found = [nearest(picture, *pair) for pair in zip(subjects, boxes, strict=True)]
+        scores = {"identity": float(np.mean([a == b for a, b in zip(found, own, strict=True)]))}
+        mixed = [a != b and a in own for a, b in zip(found, own, strict=True)]
+        return scores | ({"mixed": float(np.mean(mixed))} if len(own) > 1 else {})
+
+    def _alone(self, case: EmojiCase, k: int) -> Float[Tensor, "subjects 3 side side"]:
+        """What each of all subjects would look like as subject k."""
+        scene = replace(case.scene, placements=(case.scene.placements[k],))
+        return self.renderer.scenes([scene] * NUM_SUBJECTS, [[look] for look in self.looks])
+
+    def _part(self, part: str, one: Sequence[EmojiCase]) -> list[EmojiCase]:
+        """The cases of a part; further prompts never change those before them."""
+        half, rng = range(-(-len(one) // 2)), np.random.default_rng((SEED, 2 + list(PARTS).index(part)))
+        if part == "one":
+            return list(one)
+        if part == "wordings":
+            return [self._said_anew(rng, one[i]) for i in half]
+        if part == "copying":
+            return [self._elsewhere(rng, i) for i in half]
+        return [self._several(rng, i, part) for i in half]
+
+    def _one(self, rng: np.random.Generator, index: int) -> EmojiCase:
+        """One copy of a subject, asked for in one of the wordings."""
+        scene, look = random_single(rng), self.looks[index % NUM_SUBJECTS]
+        prompt = self._request(rng, scene, [look])
+        return self._case("one", index, prompt, scene, [look], [random_reference_pose(rng)])
+
+    def _said_anew(self, rng: np.random.Generator, case: EmojiCase) -> EmojiCase:
+        """The same in other words."""
+        prompt = self._request(rng, case.scene, case.looks, HELD_OUT)
+        return replace(case, part="wordings", name=case.name.replace("one", "wordings"), prompt=prompt)
+
+    def _several(self, rng: np.random.Generator, index: int, part: str) -> EmojiCase:
+        """Different subjects side by side."""
+        count = {"two": 2, "three": 3}[part]
+        first, others = index % NUM_SUBJECTS, rng.permutation(NUM_SUBJECTS).tolist()
+        subjects = [first, *(other for other in others if other != first)][:count]
+        scene, looks = random_scene(rng, count), [self.looks[subject] for subject in subjects]
+        poses = [random_reference_pose(rng) for _ in looks]
+        return self._case(part, index, self._request(rng, scene, looks), scene, looks, poses)
+
+    def _elsewhere(self, rng: np.random.Generator, index: int) -> EmojiCase:
+        """A reference that differs in all that the prompt asks for, and a prompt that leaves nothing unsaid."""
+        scene, look = random_single(rng), self.looks[index % NUM_SUBJECTS]
+        prompt = self._request(rng, scene, [look], SPOKEN)
+        return self._case("copying", index, prompt, scene, [look], [other_pose(rng, scene)])
+
+    def _request(self, rng: np.random.Generator, scene: Scene, looks: Sequence[Look], words: Words = TRAINED) -> str:
+        return request(rng, scene, [self.renderer.names[look.subject] for look in looks], words)
+
+    def _case(
+        self,
+        part: str,
+        index: int,
+        prompt: str,
+        scene: Scene,
+        looks: Sequence[Look],
+        poses: Sequence[ReferencePose],
+    ) -> EmojiCase:
+        return EmojiCase(
+            name=f"{part}-{index:04d}",
+            part=part,
+            subject=self.renderer.names[looks[0].subject],
+            prompt=prompt,
+            seed=SEED + index,
+            scene=scene,
+            looks=tuple(looks),
+            poses=tuple(poses),
         )
 
-    def place_in(self, picture: Float[Tensor, "3 side side"], scene: Scene, look: Look) -> str:
-        """The place where the subject's outline holds most of what is not ground, whatever has been painted there."""
-        (ground,) = self.renderer.scenes([replace(scene, placements=())], [[]])
-        painted = (picture - ground).square().sum(0)
-        places = layers_of([scene.with_place(place) for place in PLACES], [[look]] * len(PLACES))
-        outline = self.renderer.draw(places, self.renderer.small)[:, 3]
-        within = (painted * outline).sum((1, 2)) / outline.sum((1, 2))
-        without = (painted * (1 - outline)).sum((1, 2)) / (1 - outline).sum((1, 2))
-        return PLACES[int((within - without).argmax())]
+
+def chosen(parts: Sequence[str]) -> list[str]:
+    """The parts asked for, in PARTS' order."""
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"--part '{part}' is no part of the emoji benchmark: expected {', '.join(PARTS)}.")
+    return [part for part in PARTS if part in parts]
 
 
-def evaluate(
-    pipe: SubjectPipeline,
-    num_prompts: int,
-    out: Path,
-    stages: Sequence[str] = ("default", "mllm only", "paper"),
-    cutouts: Path | None = None,
-) -> dict[str, dict[str, float]]:
-    """Measure a model under several stage settings; writes scores.jsonl, table.json and sheet.png, prints the table."""
-    benchmark = EmojiBenchmark(num_prompts, cutouts)
-    pipe.set_progress_bar_config(disable=True)
-    rows: dict[str, dict[str, float]] = {}
-    painted: dict[str, list[Tensor]] = {}
-    for name in stages:
-        painted[name] = paint(pipe, benchmark, name)
-        pairs = list(zip(benchmark.cases, painted[name], strict=True))
-        scores = [benchmark.score(*pair) for pair in track(pairs, f"scoring, {name}")]
-        rows[name] = summary(scores)
-        write_lines(out / f"scores-{name.replace(' ', '-')}.jsonl", benchmark.cases, scores)
-    reconstruction = reconstruction_psnr(pipe, benchmark)
-    with whole_file(out / "table.json") as path:
-        path.write_text(json.dumps({"stages": rows, "vae_psnr": reconstruction, "prompts": num_prompts}, indent=1))
-    with whole_file(out / "sheet.png") as path:
-        sheet(benchmark, painted[stages[0]]).save(path, format="PNG")
-    print_table(rows, reconstruction, num_prompts, out)
-    return rows
+def random_single(rng: np.random.Generator) -> Scene:
+    """A scene with one copy of one subject."""
+    scene = random_scene(rng, 1)
+    while scene.placements[0].number > 1:
+        scene = random_scene(rng, 1)
+    return scene
 
 
-def paint(pipe: SubjectPipeline, benchmark: EmojiBenchmark, stages: str) -> list[Float[Tensor, "3 side side"]]:
-    """One picture per case, pixels -1..1; case i has its own seed."""
-    chosen = {"default": None, "mllm only": MLLM_ONLY}.get(stages, stages)
-    pictures: list[Tensor] = []
-    for start in track(range(0, len(benchmark.cases), BATCH), f"painting, {stages}"):
-        cases = benchmark.cases[start : start + BATCH]
-        result = pipe(
-            [case.prompt for case in cases],
-            [[benchmark.reference(case)] for case in cases],
-            stages=chosen,
-            generator=[torch.Generator().manual_seed(SEED + start + i) for i in range(len(cases))],
-            output_type="pt",
+def other_pose(rng: np.random.Generator, scene: Scene) -> ReferencePose:
+    """A reference that is other than the scene in each respect: colour and pattern of the ground, place, size, turn."""
+    asked = scene.placements[0]
+    colour, place, size, turn = (
+        choice(rng, [each for each in options if each != known])
+        for options, known in (
+            (COLOURS, scene.ground.colour),
+            (PLACES, asked.place),
+            (SIZES, asked.size),
+            (POSES_SEEN, asked.pose),
         )
-        pictures += list(result.images.float().cpu() * 2 - 1)
-    return pictures
+    )
+    ((x, y),) = Placement(place=place, size=size).centres()
+    ground = Ground(colour=colour, pattern="plain")
+    scale = SIZES[size] / SIDE
+    return ReferencePose(degrees=POSES[turn], scale=scale, x=x / SIDE * 2 - 1, y=y / SIDE * 2 - 1, ground=ground)
 
 
-def reconstruction_psnr(pipe: SubjectPipeline, benchmark: EmojiBenchmark) -> float:
-    """Mean PSNR in dB of the VAE on the rendered truths."""
-    values = []
-    with torch.no_grad():
-        for case in benchmark.cases:
-            truth = benchmark.truth(case)
-            latents = latents_from_pixels(pipe.vae, truth[None].to(pipe.device))
-            values.append(psnr(pixels_from_latents(pipe.vae, latents)[0].float().cpu().clamp(-1, 1), truth))
-    return float(np.mean(values))
+def answers(case: EmojiCase, found: Sequence[Shown]) -> dict[str, float]:
+    """What was asked and is shown, and what is the reference's where something else was asked; means over subjects."""
+    asked = [asked_of(case.scene, k) for k in range(len(found))]
+    given = [of_reference(pose) for pose in case.poses]
+    right = {
+        name: float(np.mean([getattr(a, name) == getattr(f, name) for a, f in zip(asked, found, strict=True)]))
+        for name in ("ground", "place", "size")
+    }
+    right["pose"] = float(np.mean([a.poses[0] in f.poses for a, f in zip(asked, found, strict=True)]))
+    each = [copied(*triple) for triple in zip(asked, found, given, strict=True)]
+    names = dict.fromkeys(name for scores in each for name in scores)
+    means = {name: float(np.mean([scores[name] for scores in each if name in scores])) for name in names}
+    return {**right, "obedience": float(np.mean(list(right.values()))), **means}
 
 
-def box_mask(scene: Scene) -> Bool[Tensor, "side side"]:
-    """Inside the subjects' boxes."""
-    mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
-    for left, top, right, bottom in (box for placement in scene.placements for box in placement.boxes()):
-        mask[top:bottom, left:right] = True
-    return mask
+def copied(asked: Shown, found: Shown, given: Shown) -> dict[str, float]:
+    """1 where the reference's is shown in place of what was asked; nothing where both are the same, or look it."""
+    scores = {
+        f"copied_{name}": float(getattr(found, name) == getattr(given, name))
+        for name in ("ground", "place", "size")
+        if getattr(asked, name) != getattr(given, name)
+    }
+    (asked_pose,), (turn,) = asked.poses, given.poses
+    if asked_pose != turn and not {asked_pose, turn} <= set(found.poses):
+        scores["copied_turn"] = float(turn in found.poses)
+    return scores
 
 
-def nearest(
-    picture: Float[Tensor, "3 side side"], candidates: Float[Tensor, "n 3 side side"], where: Bool[Tensor, "side side"]
-) -> int:
-    """Index of the candidate with the least squared error in a region."""
-    error = (candidates - picture).square() * where
-    return int(rearrange(error, "n c h w -> n (c h w)").sum(1).argmin())
-
-
-def psnr(picture: Float[Tensor, "..."], truth: Float[Tensor, "..."]) -> float:
-    """Peak signal to noise ratio in dB of pixels -1..1."""
-    return float(10 * torch.log10(4 / (picture - truth).square().mean().clamp(min=1e-10)))
-
-
-def summary(scores: Sequence[Scores]) -> dict[str, float]:
-    """Shares in percent, and the mean PSNR."""
-    answers = ("ground", "place", "identity")
-    shares = {name: 100 * float(np.mean([getattr(s, name) for s in scores])) for name in answers}
-    return {**shares, "region_psnr": float(np.mean([s.region_psnr for s in scores]))}
-
-
-def write_lines(path: Path, cases: Sequence[Case], scores: Sequence[Scores]) -> None:
-    """One JSON line a picture."""
-    pairs = zip(cases, scores, strict=True)
-    lines = [json.dumps({"prompt": c.prompt, "subject": c.subject, **asdict(s)}) for c, s in pairs]
-    with whole_file(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
-
-
-def sheet(benchmark: EmojiBenchmark, pictures: Sequence[Tensor]) -> Image.Image:
-    """Reference, rendered truth and result of the first cases."""
-    rows = [
-        (case.prompt, [benchmark.reference(case), picture_of(benchmark.truth(case)), picture_of(picture)])
-        for case, picture in list(zip(benchmark.cases, pictures, strict=True))[:SHEET_ROWS]
-    ]
-    return captioned_sheet(("reference", "truth", "result"), rows)
-
-
-def print_table(rows: dict[str, dict[str, float]], reconstruction: float, num_prompts: int, out: Path) -> None:
-    """The figures as a table on the screen."""
-    table = Table(title=f"unseen subjects, {num_prompts} prompts; VAE {reconstruction:.1f} dB")
-    for heading in ("stages", "ground %", "place %", "identity top-1 %", "region PSNR dB"):
-        table.add_column(heading, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *(f"{row[key]:.1f}" for key in ("ground", "place", "identity", "region_psnr")))
-    Console().print(table)
-    print(out / "sheet.png")
+def pixels_of(picture: Image.Image) -> Pixels:
+    """A picture as pixels -1..1 of the benchmark's size. Raises ValueError if it is not square."""
+    if picture.width != picture.height:
+        raise ValueError(f"a picture of {picture.width}x{picture.height} pixels: expected a square one")
+    resized = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return torch.from_numpy(rearrange(np.array(resized), "h w c -> c h w")).float() / 127.5 - 1

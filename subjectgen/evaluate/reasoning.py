@@ -1,8 +1,7 @@
 """What reasoning before painting is worth: how well references are read, and what that changes in the picture."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from subjectgen.data.batches import HUES, reading_pose
@@ -21,20 +18,34 @@ from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose
 from subjectgen.data.sightings import Sighting, overlap, sighting
 from subjectgen.data.world import COLOURS, POSES, random_scene
-from subjectgen.evaluate.emoji import SEED, Case, EmojiBenchmark, nearest
+from subjectgen.evaluate.cases import Case, Figure
+from subjectgen.evaluate.emoji import SEED, EmojiBenchmark, EmojiCase, random_single
+from subjectgen.evaluate.plots import check_plots
+from subjectgen.evaluate.report import write_report
+from subjectgen.evaluate.scoring import SCORES, Line, write_lines
 from subjectgen.evaluate.sheet import captioned_sheet, picture_of
+from subjectgen.evaluate.shown import SceneReader, nearest
+from subjectgen.evaluate.table import Means, means_of, print_table, write_table
 from subjectgen.files import whole_file
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.references import cropped_as_seen
+from subjectgen.weights import model_hash
 
 BATCH = 20
 PICTURES = (0.5, 0.5)  # shares of riddles about one and about two references
 SHEET_ROWS = 12
+PARTS = {
+    "reading": "what plans say of all references",
+    "clutter": "direct requests about these references",
+    "indirect": "requests that must be thought about",
+}
+CLUTTER = ("whole reference", "planned box")
+INDIRECT = ("without a plan", "with a plan")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(Case):
     """An indirect request, its references and what it means."""
 
     looks: tuple[Look, ...]
@@ -55,32 +66,63 @@ class Read:
 class ReasoningBenchmark:
     """References with clutter and requests that must be thought about, on subjects held out from training."""
 
+    name = "reasoning"
+    parts = PARTS
+    identity: str | None = None
+    obedience: str | None = None
+    figures: tuple[Figure, ...] = (
+        Figure(name="parsed", heading="plans parsed", unit="%"),
+        Figure(name="colour", heading="main colour right", unit="%"),
+        Figure(name="pose", heading="pose right", unit="%"),
+        Figure(name="turned_pose", heading="pose right if not upright", unit="%"),
+        Figure(name="box_iou", heading="box IoU", digits=2),
+        Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),
+        Figure(name="scene", heading="scene right", unit="%"),
+    )
+
     def __init__(self, num_prompts: int, num_riddles: int, cutouts: Path | None = None):
         self.emoji = EmojiBenchmark(0, cutouts)
         self.renderer = self.emoji.renderer
         rng = np.random.default_rng((SEED, 1))
-        self.cluttered = [self.case(rng, i % len(self.emoji.looks)) for i in range(num_prompts)]
-        self.questions = [self.question(rng) for _ in range(num_riddles)]
+        self.cluttered = [self.case(rng, i) for i in range(num_prompts)]
+        self.questions = [self.question(rng, i) for i in range(num_riddles)]
 
-    def case(self, rng: np.random.Generator, subject: int) -> Case:
+    def case(self, rng: np.random.Generator, index: int) -> EmojiCase:
         """A direct request about a reference off the centre, on a patterned ground, beside a second thing."""
-        scene = random_scene(rng, 1)
-        while scene.placements[0].number > 1:
-            scene = random_scene(rng, 1)
-        look = self.emoji.looks[subject]
+        scene = random_single(rng)
+        look = self.emoji.looks[index % len(self.emoji.looks)]
         other = Look(subject=int(rng.integers(len(self.renderer.names))), hue=float(rng.choice(HUES)))
         x, y = (float(rng.choice((-1, 1)) * rng.uniform(0.3, 0.45)) for _ in range(2))
         ground = random_scene(rng, 1).ground
         pose = ReferencePose(scale=0.5, x=x, y=y, ground=ground, beside=replace(other, hue=look.hue + 60))
-        return Case(subject=subject, scene=scene, prompt=request(rng, scene, ["thing"]), pose=pose)
+        return EmojiCase(
+            name=f"clutter-{index:04d}",
+            part="clutter",
+            subject=self.renderer.names[look.subject],
+            prompt=request(rng, scene, ["thing"]),
+            seed=SEED + index,
+            scene=scene,
+            looks=(look,),
+            poses=(pose,),
+        )
 
-    def question(self, rng: np.random.Generator) -> Question:
+    def question(self, rng: np.random.Generator, index: int) -> Question:
         """A riddle about one or two references."""
         count = 1 + int(rng.choice(2, p=PICTURES))
         subjects = rng.choice(len(self.emoji.looks), size=count, replace=False)
         looks = tuple(self.emoji.looks[int(subject)] for subject in subjects)
         poses = tuple(reading_pose(rng, len(self.renderer.names)) for _ in looks)
-        return Question(looks=looks, poses=poses, riddle=riddle(rng, self.seen(looks, poses)))
+        asked = riddle(rng, self.seen(looks, poses))
+        return Question(
+            name=f"indirect-{index:04d}",
+            part="indirect",
+            subject=self.renderer.names[looks[asked.shown - 1].subject],
+            prompt=asked.text,
+            seed=SEED + index,
+            looks=looks,
+            poses=poses,
+            riddle=asked,
+        )
 
     def seen(self, looks: Sequence[Look], poses: Sequence[ReferencePose]) -> list[Sighting]:
         """The truth about references."""
@@ -99,83 +141,98 @@ class ReasoningBenchmark:
         poses = [replace(scene, placements=(replace(placement, pose=pose),)) for pose in POSES]
         chosen = [nearest(picture, self.renderer.scenes(s, [[look]] * len(s)), everywhere) for s in (grounds, poses)]
         right = grounds[chosen[0]] == scene and poses[chosen[1]] == scene
-        alone = placement.number == 1
-        return right and (not alone or self.emoji.place_in(picture, scene, look) == placement.place)
+        if not right or placement.number > 1:
+            return right
+        reader, ground = SceneReader(self.renderer, scene, [look]), list(COLOURS).index(scene.ground.colour)
+        place, _ = reader.outline(picture, ground, 0)
+        return reader.free[0][place] == placement.place
 
 
 def evaluate(
-    pipe: SubjectPipeline, num_prompts: int, num_riddles: int, out: Path, cutouts: Path | None = None
-) -> dict[str, float]:
-    """Measure reading, cropping and thinking; writes scores.jsonl, table.json and sheet.png, prints the table."""
+    pipe: SubjectPipeline,
+    num_prompts: int,
+    num_riddles: int,
+    out: Path,
+    cutouts: Path | None = None,
+    model: str = "",
+    command: str = "",
+) -> Means:
+    """Measure reading, cropping and thinking; writes scores.jsonl, table.json, sheet.png and report.html, prints."""
+    check_plots()
     benchmark = ReasoningBenchmark(num_prompts, num_riddles, cutouts)
     pipe.set_progress_bar_config(disable=True)
-    cluttered, cropped, parsed = clutter(pipe, benchmark)
-    riddles, rows, others, thought = thinking(pipe, benchmark)
-    reads = [*cluttered, *others]
-    figures = {
-        "plans parsed": share([*parsed, *thought]),
-        "main colour right": share([each.colour for each in reads]),
-        "pose right": share([each.pose for each in reads]),
-        "pose right if not upright": share([each.pose for each in reads if each.turned]),
-        "box IoU": float(np.mean([each.box_iou for each in reads])) if reads else 0.0,
-        **{f"clutter: identity, {name}": share(right) for name, right in cropped.items()},
-        **{f"indirect: scene right, {name}": share(right) for name, right in riddles.items()},
-    }
-    with whole_file(out / "table.json") as path:
-        path.write_text(json.dumps({**figures, "prompts": num_prompts, "riddles": num_riddles}, indent=1))
-    with whole_file(out / "scores.jsonl") as path:
-        path.write_text("\n".join(json.dumps(asdict(each)) for each in reads) + "\n")
+    thought, rows = thinking(pipe, benchmark)
+    lines = [*clutter(pipe, benchmark), *thought]
+    sha256 = model_hash(pipe.components)
+    lines = [{"benchmark": benchmark.name, **line, "model": sha256} for line in lines]
+    write_lines(out / SCORES, lines)
+    means, sheet = means_of(benchmark, lines), captioned_sheet(("reference", *INDIRECT), rows)
+    about = {"model": model, "sha256 of the model": sha256, "command": command}
+    write_table(out, means, about)
     with whole_file(out / "sheet.png") as path:
-        captioned_sheet(("reference", "without", "with a plan"), rows).save(path, format="PNG")
-    print_table(figures, num_prompts, num_riddles, out)
-    return figures
+        sheet.save(path, format="PNG")
+    write_report(out, benchmark, means, lines, sheet, about)
+    print_table(benchmark, means)
+    return means
 
 
-def clutter(
-    pipe: SubjectPipeline, benchmark: ReasoningBenchmark
-) -> tuple[list[Read], dict[str, list[bool]], list[bool]]:
+def clutter(pipe: SubjectPipeline, benchmark: ReasoningBenchmark) -> Iterator[Line]:
     """How well cluttered references are read, and identity from the whole reference and from the planned box of it."""
-    reads: list[Read] = []
     references: list[tuple[Any, Any]] = []
-    parsed = []
     for case in track(benchmark.cluttered, "reading references"):
-        look = benchmark.emoji.looks[case.subject]
-        (image,) = benchmark.references([look], [case.pose])
+        (image,) = benchmark.references(case.looks, case.poses)
         plan = planned(pipe, case.prompt, [image])
-        parsed.append(plan is not None)
         box = (0, 0, 100, 100) if plan is None else plan.subjects[0].box
-        reads += [] if plan is None else read_by(plan, benchmark.seen([look], [case.pose]))
         references.append((image, cropped_as_seen(image, box, pipe.limits)))
-    prompts = [case.prompt for case in benchmark.cluttered]
-    right = {}
-    for name, kind in (("whole reference", 0), ("planned box", 1)):
-        pictures = painted(pipe, prompts, [[pair[kind]] for pair in references])
-        scores = zip(benchmark.cluttered, pictures, strict=True)
-        right[name] = [benchmark.emoji.score(*pair).identity for pair in track(list(scores), f"scoring, {name}")]
-    return reads, right, parsed
+        yield from reading(case, plan, benchmark.seen(case.looks, case.poses))
+    for kind, name in enumerate(CLUTTER):
+        pictures = painted(pipe, [case.prompt for case in benchmark.cluttered], [[pair[kind]] for pair in references])
+        for case, picture in track(list(zip(benchmark.cluttered, pictures, strict=True)), f"scoring, {name}"):
+            (scores,) = benchmark.emoji.score_pixels(case, [picture])
+            yield line_of(case, "clutter", name, {"identity": scores["identity"]})
 
 
 def thinking(
     pipe: SubjectPipeline, benchmark: ReasoningBenchmark
-) -> tuple[dict[str, list[bool]], list[tuple[str, list[Image.Image]]], list[Read], list[bool]]:
-    """Indirect requests painted as they are, and by their plans; rows of a sheet, and how the references were read."""
-    texts = [question.riddle.text for question in benchmark.questions]
+) -> tuple[list[Line], list[tuple[str, list[Image.Image]]]]:
+    """Indirect requests painted as they are, and by their plans; and rows of a sheet."""
+    texts = [question.prompt for question in benchmark.questions]
     references = [benchmark.references(question.looks, question.poses) for question in benchmark.questions]
     plans = [planned(pipe, *pair) for pair in track(list(zip(texts, references, strict=True)), "thinking")]
     known = [index for index, plan in enumerate(plans) if plan is not None]
-    ways = {"without a plan": painted(pipe, texts, references)}
-    ways["with a plan"] = list(ways["without a plan"])  # what was not planned is painted as it was asked for
+    plain = painted(pipe, texts, references)
+    by_plan = list(plain)  # what was not planned is painted as it was asked for
     for index, picture in zip(known, painted(pipe, [plans[index] for index in known], None), strict=True):
-        ways["with a plan"][index] = picture
-    right = {
-        name: [benchmark.scene_right(*pair) for pair in zip(benchmark.questions, pictures, strict=True)]
-        for name, pictures in ways.items()
-    }
-    cells = zip(texts, references, *ways.values(), strict=True)
+        by_plan[index] = picture
+    lines = [
+        line_of(question, "indirect", name, {"scene": float(benchmark.scene_right(question, picture))})
+        for name, pictures in zip(INDIRECT, (plain, by_plan), strict=True)
+        for question, picture in zip(benchmark.questions, pictures, strict=True)
+    ]
+    for question, plan in zip(benchmark.questions, plans, strict=True):
+        lines += reading(question, plan, benchmark.seen(question.looks, question.poses))
+    cells = zip(texts, references, plain, by_plan, strict=True)
     rows = [(text, [given[0], picture_of(one), picture_of(two)]) for text, given, one, two in cells][:SHEET_ROWS]
-    seen = [benchmark.seen(question.looks, question.poses) for question in benchmark.questions]
-    reads = [read for plan, truth in zip(plans, seen, strict=True) if plan for read in read_by(plan, truth)]
-    return right, rows, reads, [plan is not None for plan in plans]
+    return lines, rows
+
+
+def reading(case: Case, plan: Plan | None, truth: Sequence[Sighting]) -> list[Line]:
+    """Whether there is a plan, and how it reads each reference."""
+    if plan is None:
+        return [line_of(case, "reading", "plan", {"parsed": 0.0})]
+    reads = enumerate(read_by(plan, truth))
+    return [line_of(case, "reading", "plan", ({} if k else {"parsed": 1.0}) | scores_of(read), k) for k, read in reads]
+
+
+def scores_of(read: Read) -> dict[str, float]:
+    scores = {"colour": float(read.colour), "pose": float(read.pose), "box_iou": read.box_iou}
+    return scores | ({"turned_pose": float(read.pose)} if read.turned else {})
+
+
+def line_of(case: Case, part: str, way: str, scores: dict[str, float], number: int = 0) -> Line:
+    """What the other benchmarks write of a picture."""
+    facts = {"part": part, "case": case.name, "number": number, "subject": case.subject, "prompt": case.prompt}
+    return {**facts, "stages": way, "seed": case.seed, "scores": scores}
 
 
 def planned(pipe: SubjectPipeline, prompt: str, images: Sequence[Image.Image]) -> Plan | None:
@@ -214,19 +271,3 @@ def read_by(plan: Plan, truth: Sequence[Sighting]) -> list[Read]:
         )
         for said, true in zip(plan.subjects, truth, strict=True)
     ]
-
-
-def share(right: Sequence[bool]) -> float:
-    """In percent; of nothing, 0."""
-    return 100 * float(np.mean(right)) if len(right) else 0.0
-
-
-def print_table(figures: Mapping[str, float], num_prompts: int, num_riddles: int, out: Path) -> None:
-    """The figures as a table on the screen."""
-    table = Table(title=f"unseen subjects, {num_prompts} cluttered references, {num_riddles} indirect requests")
-    table.add_column("figure")
-    table.add_column("", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.2f}" if name == "box IoU" else f"{value:.1f} %")
-    Console().print(table)
-    print(out / "sheet.png")

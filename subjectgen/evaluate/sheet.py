@@ -1,12 +1,13 @@
 """Pictures side by side, to be looked at."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 GAP = 8  # pixels
@@ -46,3 +47,14 @@ def captioned_sheet(
         words = textwrap.fill(text, CHARACTERS)
         draw.text((left + len(headings) * (cell + GAP), top + cell // 4), words, fill="black", font_size=13)
     return sheet
+
+
+def side_by_side(images: Sequence[Image.Image], cell: int = 128) -> Image.Image:
+    """One picture of `cell` pixels with all images in it, each whole."""
+    columns = math.ceil(math.sqrt(len(images)))
+    side, together = cell // columns, Image.new("RGB", (cell, cell), "white")
+    for index, image in enumerate(images):
+        small = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
+        left, top = index % columns * side, index // columns * side
+        together.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
+    return together

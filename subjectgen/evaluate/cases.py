@@ -1,0 +1,204 @@
+"""What a benchmark asks for: its cases, the pictures that are to be of them, and how the files of these are named."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
+
+from subjectgen.files import whole_file
+
+SEEDS_APART = 100_000  # between the seeds of one case; those of neighbouring cases differ by one
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+CASES = "cases.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One prompt about its references."""
+
+    name: str  # no other case of the benchmark has it; names of files begin with it
+    part: str  # figures are of one part
+    subject: str  # the first, if there are several: intervals resample these
+    prompt: str
+    seed: int  # of its first picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A score by its key, and how its mean is told: "%" of shares 0..1, or another unit."""
+
+    name: str
+    heading: str
+    meaning: str = ""
+    unit: str = ""
+    digits: int = 1
+
+    @property
+    def label(self) -> str:
+        """The heading with its unit."""
+        return f"{self.heading}, {self.unit}" if self.unit else self.heading
+
+    @property
+    def scale(self) -> float:
+        return 100.0 if self.unit == "%" else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What was found of one picture: scores by name, and what a judge said word for word."""
+
+    scores: dict[str, float]
+    answers: dict[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What a table and a report tell of."""
+
+    name: str
+    parts: dict[str, str]  # what each is, in words
+    figures: tuple[Figure, ...]
+    identity: str | None  # the figure that says how much of the subject is kept, if there is one
+    obedience: str | None  # the figure that says how much of the prompt is done
+
+
+@runtime_checkable
+class Benchmark(Measured, Protocol):
+    """What is painted and scored: cases, their references, and the scores of a picture."""
+
+    cases: Sequence[Any]  # of its own kind of Case
+    checkpoints: tuple[str, ...]  # "repo@revision" of what scores
+
+    def references(self, case: Any) -> list[Image.Image]:
+        """The pictures of its subjects, in the prompt's order."""
+        ...
+
+    def truth(self, case: Any) -> Image.Image | None:
+        """The picture asked for, where there is such a thing."""
+        ...
+
+    def score(self, case: Any, pictures: Sequence[Image.Image]) -> list[Scored]:
+        """Of pictures of a case; what does not apply to it is left out."""
+        ...
+
+    def measure(self, pipe: Any) -> dict[str, float]:
+        """What is measured of the pipeline itself, by name."""
+        ...
+
+    def ceiling(self) -> list["Painting"]:
+        """Pictures that are right by themselves, with cases of their own: what nothing painted should exceed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painting:
+    """One picture of a case, painted or to be painted."""
+
+    case: Case
+    stages: str  # the row of the table that it belongs to: stages by name, or where else it is from
+    number: int  # counted from 0
+    file: Path
+
+    @property
+    def seed(self) -> int:
+        """What it is painted from here; what other programs do with it is theirs."""
+        return self.case.seed + self.number * SEEDS_APART
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Every `count`-th picture, from number `index` of 1..count on."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """`2/4` is the second of four. Raises ValueError for anything else."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"--shard '{text}': expected i/n with i from 1 to n, e.g. 2/4 for the second of four.")
+        return cls(index=int(found[1]), count=int(found[2]))
+
+    def of(self, paintings: Sequence[Painting]) -> list[Painting]:
+        return list(paintings[self.index - 1 :: self.count])
+
+
+def paintings_of(cases: Sequence[Case], stages: str, num_seeds: int, folder: Path) -> list[Painting]:
+    """The pictures under one setting of stages, as `folder/<stages>/<case>-<k>.png`, k counted from 0."""
+    return [
+        Painting(case=case, stages=stages, number=k, file=folder / stages / f"{case.name}-{k}.png")
+        for case in cases
+        for k in range(num_seeds)
+    ]
+
+
+def pictures_found(cases: Sequence[Case], folder: Path) -> list[Painting]:
+    """Pictures that something else made, named `<case>-<k>` with any of ENDINGS. Raises FileNotFoundError if none."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--images '{folder}' is not a folder: expected one with pictures <case>-<k>.png.")
+    known = {case.name: case for case in cases}
+    found = []
+    for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS):
+        name, _, k = file.stem.rpartition("-")
+        if name in known and k.isdigit():
+            found.append(Painting(case=known[name], stages=folder.resolve().name, number=int(k), file=file))
+    if not found:
+        raise FileNotFoundError(
+            f"--images '{folder}' holds no picture of this benchmark: expected names such as {cases[0].name}-0.png, "
+            f"with a case of {CASES} and a number from 0 on."
+        )
+    return found
+
+
+def write_cases(benchmark: Benchmark, out: Path, num_seeds: int) -> None:
+    """Write `cases.jsonl` and `references/`: all that another program needs to paint the same.
+
+    Raises ValueError where a case of the same name asked for something else before: pictures of it would be taken for
+    those of this one.
+    """
+    lines = list(_lines(benchmark, out, num_seeds))
+    if (out / CASES).exists():
+        _check_same([json.loads(text) for text in (out / CASES).read_text().splitlines()], lines)
+    with whole_file(out / CASES) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _check_same(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> None:
+    known = {line["case"]: (line["prompt"], line["references"]) for line in before}
+    for line in now:
+        asked = (line["prompt"], line["references"])
+        if known.get(line["case"], asked) != asked:
+            raise ValueError(
+                f"case {line['case']} in --out asked for {known[line['case']][0]!r} and asks for {line['prompt']!r} "
+                "now, or of other references: expected the cases that were painted. Choose another --out."
+            )
+
+
+def _lines(benchmark: Benchmark, out: Path, num_seeds: int) -> Iterator[dict[str, Any]]:
+    """A line a case; its references are written on the way."""
+    for case in benchmark.cases:
+        references = [_saved(image, out / "references") for image in benchmark.references(case)]
+        yield {
+            "case": case.name,
+            "part": case.part,
+            "subject": case.subject,
+            "prompt": case.prompt,
+            "references": [file.relative_to(out).as_posix() for file in references],
+            "pictures": [f"{case.name}-{k}.png" for k in range(num_seeds)],
+            "seeds": [case.seed + k * SEEDS_APART for k in range(num_seeds)],
+        }
+
+
+def _saved(image: Image.Image, folder: Path) -> Path:
+    """A PNG named for what it shows: a reference of many cases is written once."""
+    file = folder / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
+    if not file.exists():
+        with whole_file(file) as temporary:
+            image.save(temporary, format="PNG")
+    return file

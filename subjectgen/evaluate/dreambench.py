@@ -1,0 +1,185 @@
+"""DreamBench by the protocol of Kosmos-G and UNO: 30 subjects from one photograph each, 25 prompts, 4 seeds; and pairs.
+
+Figures of `one` can be laid beside those of zero-shot papers if they name the same checkpoints, this one reference and
+no unique token. `two` is UNO's set of 30 pairs, each scored against both references. `photographs` is the ceiling: each
+real photograph of a subject against all others of it. More likeness than that can only be copying.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+
+from PIL import Image
+
+from subjectgen.evaluate.cases import ENDINGS, Case, Figure, Painting, Scored
+from subjectgen.evaluate.dreambench_prompts import CLASSES, PAIRS, REFERENCES, prompts_of, prompts_of_pair
+from subjectgen.evaluate.metrics.metric import Metric
+from subjectgen.images import load_image
+from subjectgen.pipeline import SubjectPipeline
+
+SEED = 2605
+PARTS = {
+    "one": "one subject, from one photograph",
+    "two": "two subjects, from one photograph each",
+    "photographs": "the ceiling: real photographs, each against all others of its subject",
+}
+PAINTED = ("one", "two")
+LIKENESS = ("dino_i", "clip_i")  # what can be said of a picture that no prompt asked for
+FIGURES = {
+    "dino_i": Figure(name="dino_i", heading="DINO-I", digits=4),
+    "clip_i": Figure(name="clip_i", heading="CLIP-I", digits=4),
+    "clip_t": Figure(name="clip_t", heading="CLIP-T", digits=4),
+    "patch_recall": Figure(name="patch_recall", heading="patch recall (ours)", digits=4),
+    "azimuth_difference": Figure(name="azimuth_difference", heading="azimuth difference", unit="degrees"),
+    "polar_difference": Figure(name="polar_difference", heading="polar difference", unit="degrees"),
+}
+SOURCE = "github.com/google/dreambooth (its folder `dataset`, CC BY 4.0)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotographCase(Case):
+    """A prompt about photographs; the files of its references."""
+
+    files: tuple[Path, ...]
+
+
+class DreamBench:
+    """Cases about the photographs in a folder, scored by any metrics."""
+
+    name = "dreambench"
+    parts = PARTS
+
+    def __init__(
+        self,
+        data: Path,
+        metrics: Sequence[Metric] = (),
+        parts: Sequence[str] = ("one",),
+        num_prompts: int | None = None,
+    ):
+        """data: a folder for each subject. num_prompts: so many of each part, spread over its subjects; None is all.
+
+        Raises FileNotFoundError where photographs are missing, ValueError for an unknown part.
+        """
+        check_photographs(data)
+        self._data, self._metrics = data, tuple(metrics)
+        self.checkpoints: tuple[str, ...] = tuple(each for metric in metrics for each in metric.checkpoints)
+        names = [name for metric in metrics for name in metric.names]
+        self.figures: tuple[Figure, ...] = tuple(
+            FIGURES.get(name) or Figure(name=name, heading=name, digits=3) for name in names
+        )
+        self.identity: str | None = next(
+            (name for name in ("dino_i", "clip_i", "judge_subject") if name in names), None
+        )
+        self.obedience: str | None = next((name for name in ("clip_t", "judge_prompt") if name in names), None)
+        self.cases: Sequence[PhotographCase] = [
+            case for part in chosen(parts) for case in self._part(part)[:num_prompts]
+        ]
+
+    def references(self, case: PhotographCase) -> list[Image.Image]:
+        return [photograph(file) for file in case.files]
+
+    def truth(self, case: PhotographCase) -> None:
+        """Nobody knows."""
+        return None
+
+    def measure(self, pipe: SubjectPipeline) -> dict[str, float]:
+        """Nothing of the model itself."""
+        return {}
+
+    def score(self, case: PhotographCase, pictures: Sequence[Image.Image]) -> list[Scored]:
+        """What every metric says, and the words of those that answer; of photographs, how like the others they are."""
+        found = [Scored(scores={}) for _ in pictures]
+        for metric in self._metrics:
+            if case.part in PAINTED or set(metric.names) & set(LIKENESS):
+                found = [*map(joined, found, self._scored(metric, case, pictures))]
+        return found
+
+    def _scored(self, metric: Metric, case: PhotographCase, pictures: Sequence[Image.Image]) -> list[Scored]:
+        """By one metric."""
+        number = len(pictures)
+        scores = metric(pictures, [self.references(case)] * number, [case.prompt] * number)
+        answers = getattr(metric, "answers", None) or [{}] * number
+        wanted = metric.names if case.part in PAINTED else LIKENESS
+        return [
+            Scored(scores={name: value for name, value in each.items() if name in wanted}, answers=said)
+            for each, said in zip(scores, answers, strict=True)
+        ]
+
+    def ceiling(self) -> list[Painting]:
+        """Every photograph of every subject, as if a model that keeps identity perfectly had painted it."""
+        return [
+            Painting(case=self._photograph(subject, file, files), stages="photographs", number=0, file=file)
+            for subject in CLASSES
+            for files in [photographs(self._data, subject)]
+            for file in files
+        ]
+
+    def _part(self, part: str) -> list[PhotographCase]:
+        """Cases in the order of their prompts: the first 30 have a subject or pair each."""
+        if part == "one":
+            groups = [self._cases(part, (subject,), prompts_of(subject)) for subject in CLASSES]
+        else:
+            groups = [self._cases(part, pair, prompts_of_pair(*pair)) for pair in PAIRS]
+        return [case for cases in zip_longest(*groups) for case in cases]
+
+    def _cases(self, part: str, subjects: Sequence[str], prompts: Sequence[str]) -> list[PhotographCase]:
+        files = tuple(photograph_file(self._data, subject, REFERENCES[subject]) for subject in subjects)
+        name = "+".join(subjects)
+        return [
+            PhotographCase(name=f"{name}-{i:02d}", part=part, subject=name, prompt=prompt, seed=SEED + i, files=files)
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def _photograph(self, subject: str, file: Path, files: Sequence[Path]) -> PhotographCase:
+        """One photograph against the others."""
+        others = tuple(each for each in files if each != file)
+        name, prompt = f"photograph-{subject}-{file.stem}", f"a {CLASSES[subject]}"
+        return PhotographCase(name=name, part="photographs", subject=subject, prompt=prompt, seed=0, files=others)
+
+
+def joined(first: Scored, second: Scored) -> Scored:
+    """Of one picture, what two metrics found."""
+    return Scored(scores=first.scores | second.scores, answers=first.answers | second.answers)
+
+
+def chosen(parts: Sequence[str]) -> list[str]:
+    """The parts asked for, in PARTS' order; photographs are always there."""
+    for part in parts:
+        if part not in PAINTED:
+            raise ValueError(f"--part '{part}' is no part of DreamBench: expected {' or '.join(PAINTED)}.")
+    return [part for part in PAINTED if part in parts]
+
+
+def check_photographs(data: Path) -> None:
+    """Raise FileNotFoundError unless every subject has its reference and at least one photograph more."""
+    missing = [
+        f"{subject}/{REFERENCES[subject]}.jpg"
+        for subject in CLASSES
+        if not (files := photographs(data, subject)) or REFERENCES[subject] not in {file.stem for file in files}
+    ]
+    alone = [subject for subject in CLASSES if len(photographs(data, subject)) == 1]
+    if missing or alone:
+        lacking = [*missing, *(f"a second photograph in {subject}" for subject in alone)]
+        raise FileNotFoundError(
+            f"--data '{data}' lacks {', '.join(lacking[:3])}{' and more' if len(lacking) > 3 else ''}: expected the 30 "
+            f"folders of photographs of {SOURCE}. Download that and give its folder."
+        )
+
+
+def photographs(data: Path, subject: str) -> list[Path]:
+    """All photographs of a subject, by name."""
+    folder = data / subject
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in files if file.suffix.lower() in ENDINGS)
+
+
+def photograph_file(data: Path, subject: str, name: str) -> Path:
+    return next(file for file in photographs(data, subject) if file.stem == name)
+
+
+@lru_cache(maxsize=32)
+def photograph(file: Path) -> Image.Image:
+    """Upright; the last few are kept."""
+    return load_image(file)

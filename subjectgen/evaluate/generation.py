@@ -1,0 +1,136 @@
+"""Painting the pictures of a benchmark: each is a file, so a killed run goes on where it was, and shards add up."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from subjectgen.evaluate.cases import Benchmark, Painting
+from subjectgen.files import whole_file
+from subjectgen.generate.stages import Stage, resolve_stages
+from subjectgen.pipeline import SubjectPipeline
+from subjectgen.weights import model_hash
+
+RUN = "run.json"
+PICTURES = "pictures"
+MLLM_ONLY = "mllm-only"
+REMEDY = "Expected one model and its settings in a folder: choose another --out, or delete that one."
+STAGES = (MLLM_ONLY, "free", "paper", "faithful", "default")  # from meaning to identity, then the model's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What painted the pictures of a folder; `stages` are those painted under so far, by name."""
+
+    benchmark: str
+    model: str
+    sha256: str  # of the weights of all networks
+    default: str  # the model's own stages, by the name they have here
+    size: tuple[int, int]  # width, height in pixels
+    steps: int
+    guidance_scale: float
+    stages: dict[str, tuple[Stage, ...]]
+    measured: dict[str, float]  # what is measured of the model itself, such as its autoencoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How pictures are painted; None is the model's own choice."""
+
+    size: tuple[int | None, int | None] = (None, None)  # width, height in pixels
+    steps: int | None = None
+    batch_size: int = 1
+
+
+def stages_by_name(pipe: SubjectPipeline, names: Sequence[str]) -> dict[str, tuple[Stage, ...]]:
+    """The stages of each name; of several names for the same stages the first. Raises ValueError if one is unknown."""
+    own = {MLLM_ONLY: (Stage(0.0, identity=0.0),), "default": resolve_stages(pipe.config.stages)}
+    kept: dict[str, tuple[Stage, ...]] = {}
+    for name in names:
+        stages = own.get(name) or resolve_stages(name)
+        if stages not in kept.values():
+            kept[name] = stages
+    return kept
+
+
+def run_of(pipe: SubjectPipeline, benchmark: Benchmark, model: str, names: Sequence[str], settings: Settings) -> Run:
+    """What is about to paint, before `measured` is known."""
+    stages, own = stages_by_name(pipe, names), resolve_stages(pipe.config.stages)
+    width, height = (side or pipe.config.image_size for side in settings.size)
+    return Run(
+        benchmark=benchmark.name,
+        model=model,
+        sha256=model_hash(pipe.components),
+        default=next((name for name, each in stages.items() if each == own), "default"),
+        size=(width, height),
+        steps=settings.steps or pipe.config.num_inference_steps,
+        guidance_scale=pipe.config.guidance_scale,
+        stages=stages,
+        measured={},
+    )
+
+
+def read_run(out: Path) -> Run:
+    """What `write_run` wrote. Raises FileNotFoundError where nothing was painted yet."""
+    if not (out / RUN).is_file():
+        raise FileNotFoundError(
+            f"'{out / RUN}' does not exist: expected the folder of a run that has painted. Run --phase paint first, or "
+            "score pictures of another program with --images."
+        )
+    facts = json.loads((out / RUN).read_text())
+    stages = {name: resolve_stages(each) for name, each in facts["stages"].items()}
+    return Run(**{**facts, "stages": stages, "size": tuple(facts["size"])})
+
+
+def write_run(out: Path, run: Run) -> None:
+    with whole_file(out / RUN) as temporary:
+        temporary.write_text(json.dumps(asdict(run), indent=1) + "\n")
+
+
+def joined(earlier: Run, run: Run) -> Run:
+    """The same run with the stages of both. Raises ValueError where pictures of two models would be mixed."""
+    known, new = asdict(earlier), asdict(run)
+    for name in ("benchmark", "sha256", "size", "steps", "guidance_scale"):
+        if known[name] != new[name]:
+            raise ValueError(f"{name} is {new[name]} and was {known[name]} for the pictures in --out. {REMEDY}")
+    for name in earlier.stages.keys() & run.stages.keys():
+        if earlier.stages[name] != run.stages[name]:
+            raise ValueError(f"the stages '{name}' are others than those of the pictures in --out. {REMEDY}")
+    return Run(**{**vars(run), "stages": earlier.stages | run.stages, "measured": earlier.measured})
+
+
+def paint(
+    pipe: SubjectPipeline, benchmark: Benchmark, run: Run, paintings: Sequence[Painting], batch_size: int
+) -> None:
+    """Paint what is not there yet; each file is whole or absent."""
+    waiting = [each for each in paintings if not each.file.exists()]
+    for stages, group in groupby(waiting, key=lambda each: each.stages):
+        batches = list(_batches(list(group), batch_size))
+        for batch in track(batches, f"painting, {stages}"):
+            _paint_batch(pipe, benchmark, run, batch)
+
+
+def _batches(paintings: Sequence[Painting], size: int) -> Iterator[Sequence[Painting]]:
+    return (paintings[start : start + size] for start in range(0, len(paintings), size))
+
+
+def _paint_batch(pipe: SubjectPipeline, benchmark: Benchmark, run: Run, batch: Sequence[Painting]) -> None:
+    """Every picture from its own seed: the same alone and beside any others."""
+    width, height = run.size
+    result: Any = pipe(
+        [each.case.prompt for each in batch],
+        [benchmark.references(each.case) for each in batch],
+        stages=run.stages[batch[0].stages],
+        width=width,
+        height=height,
+        num_inference_steps=run.steps,
+        generator=[torch.Generator().manual_seed(each.seed) for each in batch],
+    )
+    for each, picture in zip(batch, result.images, strict=True):
+        with whole_file(each.file) as temporary:
+            picture.save(temporary, format="PNG")

@@ -1,0 +1,173 @@
+"""A benchmark from its cases to its report, in two phases, paint and score, that share files alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from subjectgen.evaluate.cases import Benchmark, Painting, Shard, paintings_of, pictures_found, write_cases
+from subjectgen.evaluate.generation import (
+    PICTURES,
+    RUN,
+    STAGES,
+    Run,
+    Settings,
+    joined,
+    paint,
+    read_run,
+    run_of,
+    write_run,
+)
+from subjectgen.evaluate.plots import check_plots
+from subjectgen.evaluate.report import REPORT, write_report
+from subjectgen.evaluate.scoring import score
+from subjectgen.evaluate.sheet import captioned_sheet, side_by_side
+from subjectgen.evaluate.table import Means, means_of, print_table, write_table
+from subjectgen.files import whole_file
+from subjectgen.images import load_image
+from subjectgen.pipeline import SubjectPipeline
+
+PHASES = ("all", "cases", "paint", "score")
+NUM_SEEDS = 4  # pictures of a case
+SHEET = "sheet.png"
+SHEET_ROWS = 12
+CELL = 128  # pixels of a picture on the sheet
+WHOLE = Shard(index=1, count=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What of a benchmark is to be done. Raises ValueError for what does not go together."""
+
+    model: str
+    phase: str = "all"
+    stages: Sequence[str] = STAGES
+    num_seeds: int = NUM_SEEDS
+    settings: Settings = Settings()  # noqa: RUF009  (frozen)
+    shard: Shard = WHOLE
+    images: Path | None = None  # of another program, scored in place of what is painted here
+    command: str = ""  # that was given, for the report
+
+    def __post_init__(self):
+        if self.phase not in PHASES:
+            raise ValueError(f"--phase '{self.phase}' is no phase: expected {', '.join(PHASES)}.")
+        if self.shard.count > 1 and self.phase != "paint":
+            raise ValueError(
+                f"--shard with --phase {self.phase}: expected --phase paint; then --phase score for all shards at once."
+            )
+        if self.images is not None and self.phase in ("cases", "paint"):
+            raise ValueError(
+                f"--images with --phase {self.phase}: expected --phase score, as they are painted already."
+            )
+
+    @property
+    def paints(self) -> bool:
+        return self.phase in ("all", "paint") and self.images is None
+
+    @property
+    def scores(self) -> bool:
+        return self.phase in ("all", "score")
+
+
+def evaluate(benchmark: Benchmark, out: Path, order: Order, open_pipe: Callable[[], SubjectPipeline]) -> Means:
+    """Do what is ordered; the pipeline is opened only to paint. => the means, none where nothing was scored."""
+    if order.scores:
+        check_plots()
+    if order.phase != "score":
+        write_cases(benchmark, out, order.num_seeds)
+    if order.paints:
+        paint_all(open_pipe(), benchmark, out, order)
+    if not order.scores:
+        return {}
+    if order.images is not None:
+        return score_images(benchmark, out, order.images, order.command)
+    return score_painted(benchmark, out, order)
+
+
+def paint_all(pipe: SubjectPipeline, benchmark: Benchmark, out: Path, order: Order) -> None:
+    """Paint this shard into `out/pictures`, but for what is there.
+
+    Raises ValueError if another model, or the same one otherwise, has painted there.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    run = run_of(pipe, benchmark, order.model, order.stages, order.settings)
+    if (out / RUN).exists():
+        write_run(out, joined(read_run(out), run))
+    else:
+        write_run(out, replace(run, measured=benchmark.measure(pipe)))
+    paintings = order.shard.of(all_paintings(benchmark, out, run, order.num_seeds))
+    paint(pipe, benchmark, run, paintings, order.settings.batch_size)
+
+
+def all_paintings(benchmark: Benchmark, out: Path, run: Run, num_seeds: int) -> list[Painting]:
+    """Every case under every setting of stages of a run."""
+    folder = out / PICTURES
+    return [each for name in run.stages for each in paintings_of(benchmark.cases, name, num_seeds, folder)]
+
+
+def score_painted(benchmark: Benchmark, out: Path, order: Order) -> Means:
+    """Score what lies in `out/pictures`, whichever shards painted it, under all stages of the run."""
+    run = read_run(out)
+    about: dict[str, object] = {
+        "model": run.model,
+        "sha256 of the model": run.sha256,
+        "stages of its own": run.default,
+        "size": f"{run.size[0]}x{run.size[1]}",
+        "steps": run.steps,
+        "guidance scale": run.guidance_scale,
+        "seeds a case": order.num_seeds,
+        **{name: f"{value:.2f}" for name, value in run.measured.items()},
+    }
+    paintings = all_paintings(benchmark, out, run, order.num_seeds)
+    return _score(benchmark, out, paintings, run.sha256, {**about, "command": order.command})
+
+
+def score_images(benchmark: Benchmark, out: Path, images: Path, command: str) -> Means:
+    """Score the pictures of a folder, named `<case>-<k>.png`; its name is the column of the table.
+
+    Raises ValueError where the scores of a model would be replaced.
+    """
+    if (out / RUN).exists():
+        raise ValueError(f"--out '{out}' holds pictures that were painted here: expected another one for '{images}'.")
+    about: dict[str, object] = {"model": f"pictures of '{images.resolve().name}'", "command": command}
+    return _score(benchmark, out, pictures_found(benchmark.cases, images), None, about)
+
+
+def _score(
+    benchmark: Benchmark, out: Path, paintings: Sequence[Painting], model: str | None, about: dict[str, object]
+) -> Means:
+    """Scores, table, sheet and report."""
+    there = [each for each in paintings if each.file.exists()]
+    if not there:
+        raise FileNotFoundError(f"'{out / PICTURES}' holds no picture of these cases: run --phase paint first.")
+    lines = score(benchmark, [*there, *benchmark.ceiling()], out, model)
+    about |= {
+        "pictures": f"{len(there)} of {len(paintings)}",
+        "scored by": ", ".join(benchmark.checkpoints) or "the rendered truth",
+    }
+    means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, there)
+    write_table(out, means, about)
+    with whole_file(out / SHEET) as temporary:
+        sheet.save(temporary, format="PNG")
+    write_report(out, benchmark, means, lines, sheet, about)
+    print_table(benchmark, means)
+    print(out / REPORT)
+    return means
+
+
+def contact_sheet(benchmark: Benchmark, paintings: Sequence[Painting]) -> Image.Image:
+    """References, truth and first pictures of cases from all over the benchmark, a column a setting of stages."""
+    names = list(dict.fromkeys(each.stages for each in paintings))
+    first = {(each.case.name, each.stages): each.file for each in reversed(paintings)}
+    cases = [case for case in benchmark.cases if all((case.name, name) in first for name in names)]
+    cases = cases[:: max(1, len(cases) // SHEET_ROWS)][:SHEET_ROWS]
+    truths = [benchmark.truth(case) for case in cases]
+    columns = {
+        "references": [side_by_side(benchmark.references(case), CELL) for case in cases],
+        "truth": [side_by_side([truth], CELL) for truth in truths if truth is not None],
+        **{name: [side_by_side([load_image(first[case.name, name])], CELL) for case in cases] for name in names},
+    }
+    shown = {heading: pictures for heading, pictures in columns.items() if pictures}
+    rows = [(case.prompt, list(row)) for case, *row in zip(cases, *shown.values(), strict=True)]
+    return captioned_sheet(list(shown), rows, cell=CELL, per_line=1)

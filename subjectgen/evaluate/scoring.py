@@ -1,0 +1,105 @@
+"""Scores of pictures that are there, a JSON line each; a killed run goes on after the last case it finished."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from subjectgen.evaluate.cases import Benchmark, Painting
+from subjectgen.files import whole_file
+from subjectgen.images import load_image
+
+SCORES = "scores.jsonl"
+Line = dict[str, Any]
+
+
+def score(benchmark: Benchmark, paintings: Sequence[Painting], out: Path, model: str | None) -> list[Line]:
+    """A line for each picture that is there, and `scores.jsonl` with all of them.
+
+    model: sha256 of what painted them, None where that is not known. A picture is scored again if it changed, or if
+    other checkpoints look at it now.
+    """
+    there = [each for each in paintings if each.file.exists()]
+    path = out / SCORES
+    known = read_lines(path)
+    write_lines(path, known.values())  # without what a kill has torn
+    cases = [list(group) for _, group in groupby(sorted(there, key=_case), key=_case)]
+    for group in track(cases, "scoring"):
+        facts = {_key(each): _facts(benchmark, each, model) for each in group}
+        waiting = [each for each in group if not _is_scored(known.get(_key(each)), facts[_key(each)])]
+        known |= _append(path, _scored(benchmark, waiting, facts))
+    kept = [known[_key(each)] for each in there]
+    write_lines(path, kept)
+    return kept
+
+
+def read_lines(path: Path) -> dict[str, Line]:
+    """Lines by the pictures they are about, the later ones if there are several; one torn by a kill is left out."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(text) for text in path.read_text().split("\n")[:-1]]
+    return {key_of(line): line for line in lines}
+
+
+def key_of(line: Line) -> str:
+    """Which picture a line is about."""
+    return f"{line['stages']}/{line['case']}-{line['number']}"
+
+
+def _case(painting: Painting) -> str:
+    return painting.case.name
+
+
+def _key(painting: Painting) -> str:
+    return f"{painting.stages}/{painting.case.name}-{painting.number}"
+
+
+def _facts(benchmark: Benchmark, painting: Painting, model: str | None) -> Line:
+    """All of a line but the scores."""
+    case = painting.case
+    return {
+        "benchmark": benchmark.name,
+        "part": case.part,
+        "case": case.name,
+        "number": painting.number,
+        "subject": case.subject,
+        "prompt": case.prompt,
+        "stages": painting.stages,
+        "seed": painting.seed,
+        "model": model,
+        "picture": hashlib.sha256(painting.file.read_bytes()).hexdigest(),
+        "checkpoints": list(benchmark.checkpoints),
+    }
+
+
+def _is_scored(line: Line | None, facts: Mapping[str, Any]) -> bool:
+    return line is not None and all(line[name] == value for name, value in facts.items())
+
+
+def _scored(benchmark: Benchmark, paintings: Sequence[Painting], facts: Mapping[str, Line]) -> Iterator[Line]:
+    """Lines of pictures of one case."""
+    if paintings:
+        pictures = [load_image(each.file) for each in paintings]
+        for each, found in zip(paintings, benchmark.score(paintings[0].case, pictures), strict=True):
+            yield {**facts[_key(each)], **asdict(found)}
+
+
+def _append(path: Path, lines: Iterator[Line]) -> dict[str, Line]:
+    """Add the lines of a case to the file."""
+    new = {key_of(line): line for line in lines}
+    with path.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in new.values()))
+        file.flush()
+        os.fsync(file.fileno())
+    return new
+
+
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))

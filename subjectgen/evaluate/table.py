@@ -1,0 +1,89 @@
+"""The table of a benchmark: for each part, figures with their intervals, a column a setting of stages."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from subjectgen.evaluate.cases import Figure, Measured
+from subjectgen.evaluate.intervals import RESAMPLED, Mean, mean_with_interval
+from subjectgen.evaluate.scoring import Line
+from subjectgen.files import whole_file
+
+TABLE = "table.json"
+WIDTH = 120  # characters; a narrow terminal breaks lines, not cells
+Means = dict[str, dict[str, dict[str, Mean]]]  # by part, by stages, by figure
+
+
+def means_of(benchmark: Measured, lines: Sequence[Line]) -> Means:
+    """Every figure that applies: of each part, under each setting of stages, in the order they come in."""
+    parts = list(dict.fromkeys(line["part"] for line in lines))
+    return {part: _by_stages(benchmark, [line for line in lines if line["part"] == part]) for part in parts}
+
+
+def _by_stages(benchmark: Measured, lines: Sequence[Line]) -> dict[str, dict[str, Mean]]:
+    names = dict.fromkeys(line["stages"] for line in lines)
+    return {name: by_figure(benchmark.figures, [line for line in lines if line["stages"] == name]) for name in names}
+
+
+def by_figure(figures: Sequence[Figure], lines: Sequence[Line]) -> dict[str, Mean]:
+    """The mean of each score, over the lines that have it."""
+    having = {each.name: [line for line in lines if each.name in line["scores"]] for each in figures}
+    return {
+        name: mean_with_interval([line["scores"][name] for line in some], [line["subject"] for line in some])
+        for name, some in having.items()
+        if some
+    }
+
+
+def told(figure: Figure, mean: Mean) -> str:
+    """E.g. `95.0 (92.1..97.4)`."""
+    numbers = [mean.mean] if mean.low is None or mean.high is None else [mean.mean, mean.low, mean.high]
+    value, *ends = (f"{number * figure.scale:.{figure.digits}f}" for number in numbers)
+    return f"{value} ({ends[0]}..{ends[1]})" if ends else value
+
+
+def rows_of(benchmark: Measured, stages: Mapping[str, Mapping[str, Mean]]) -> list[list[str]]:
+    """A row a figure: its heading with its unit, then a column a setting of stages."""
+    return [
+        [
+            figure.label,
+            *(told(figure, means[figure.name]) if figure.name in means else "" for means in stages.values()),
+        ]
+        for figure in benchmark.figures
+        if any(figure.name in means for means in stages.values())
+    ]
+
+
+def caption(benchmark: Measured, part: str, stages: Mapping[str, Mapping[str, Mean]]) -> str:
+    """What a part is, and of how much its figures are."""
+    most = max((mean for means in stages.values() for mean in means.values()), key=lambda mean: mean.count)
+    return f"{part}: {benchmark.parts[part]}. {most.count} pictures of {most.subjects} subjects in a column."
+
+
+def write_table(out: Path, means: Means, about: Mapping[str, object]) -> None:
+    """Write `table.json`; `about` says what was measured."""
+    parts = {
+        part: {name: {key: asdict(mean) for key, mean in row.items()} for name, row in stages.items()}
+        for part, stages in means.items()
+    }
+    with whole_file(out / TABLE) as temporary:
+        temporary.write_text(json.dumps({**about, "intervals": RESAMPLED, "parts": parts}, indent=1) + "\n")
+
+
+def print_table(benchmark: Measured, means: Means) -> None:
+    """A table a part on the screen."""
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    for part, stages in means.items():
+        table = Table(title=caption(benchmark, part, stages), title_justify="left")
+        table.add_column("")
+        for name in stages:
+            table.add_column(name, justify="right")
+        for row in rows_of(benchmark, stages):
+            table.add_row(*row)
+        console.print(table)
+    console.print(RESAMPLED, highlight=False)

@@ -1,0 +1,153 @@
+"""DreamBench: its prompts are those that others measure on, and photographs are scored as they should be."""
+
+import hashlib
+import json
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from tiny_benchmark import ColourPainter
+
+from subjectgen.evaluate.dreambench import DreamBench
+from subjectgen.evaluate.dreambench_prompts import CLASSES, LIVE, PAIRS, REFERENCES, prompts_of, prompts_of_pair
+from subjectgen.evaluate.run import Order, evaluate
+
+
+class Eyes:
+    """Likeness 1 for each reference of the same colour; obedience is how long the prompt is."""
+
+    names = ("dino_i", "clip_t")
+    checkpoints = ("someone/eyes@1",)
+
+    def __call__(self, pictures, references, prompts):
+        return [
+            {
+                "dino_i": sum(near(picture, each) for each in own) / len(own),
+                "clip_t": len(prompt) / 100,
+            }
+            for picture, own, prompt in zip(pictures, references, prompts, strict=True)
+        ]
+
+
+class Talker:
+    """A judge that never likes anything, and says so."""
+
+    names = ("judge_prompt",)
+    checkpoints = ("someone/talker@1",)
+
+    def __call__(self, pictures, references, prompts):
+        self.answers = [{"prompt": f"No {prompt}. Score: 0"} for prompt in prompts]
+        return [{"judge_prompt": 0.0} for _ in pictures]
+
+
+def near(first, second):
+    pixels = zip(first.convert("RGB").getpixel((1, 1)), second.getpixel((1, 1)), strict=True)
+    return max(abs(a - b) for a, b in pixels) < 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three photographs a subject in its own colour; of the cat one is in another."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for index, (subject, reference) in enumerate(REFERENCES.items()):
+        (folder / subject).mkdir()
+        for number in {reference, "08", "09"}:
+            colour = "white" if (subject, number) == ("cat", "09") else (index * 8, 100, 50)
+            Image.new("RGB", (16, 12), colour).save(folder / subject / f"{number}.jpg", quality=100)
+    return folder
+
+
+def digest(prompts):
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
+class TestPrompts:
+    def test_they_are_those_of_uno(self):
+        """sha256 of the prompts, a line each, of dreambench_singleip.json and dreambench_multiip.json in
+        github.com/bytedance/UNO at d305981b9e301315b5c110aef9c7eed827457858."""
+        single = [prompt for subject in CLASSES for prompt in prompts_of(subject)]
+        pairs = [prompt for pair in PAIRS for prompt in prompts_of_pair(*pair)]
+        assert (len(single), len(pairs)) == (750, 750)
+        assert digest(single) == "4a24aef296f622d5de211ac47871c2e20c8050006f3645d837a547cb13b54b21"
+        assert digest(pairs) == "8844ac35248037ca44b6c1e0914907d7f4094dfbb8ad1fc5dc92fd83f0ea45aa"
+
+    def test_subjects(self):
+        assert len(CLASSES) == 30 and CLASSES.keys() == REFERENCES.keys()
+        assert sum(name in LIVE for name in CLASSES.values()) == 9
+        assert prompts_of("dog6")[10] == "a dog wearing a red hat"
+        assert prompts_of("rc_car")[12] == "a toy with the Eiffel Tower in the background"
+        assert prompts_of_pair("cat", "backpack")[24] == "a cube shaped cat, next to it is a backpack"
+        assert prompts_of_pair("vase", "wolf_plushie")[20] == "a red vase and a red stuffed animal"
+
+
+class TestCases:
+    def test_all(self, data):
+        benchmark = DreamBench(data, [Eyes()], ("one", "two"))
+        assert len(benchmark.cases) == 1500 and len({case.name for case in benchmark.cases}) == 1500
+        assert {case.part for case in benchmark.cases[:750]} == {"one"}
+
+    def test_a_few_are_of_many_subjects(self, data):
+        few = DreamBench(data, [Eyes()], ("one", "two"), num_prompts=30)
+        assert [case.subject for case in few.cases[:30]] == list(CLASSES)
+        assert {case.prompt.split(" in ")[1] for case in few.cases} == {"the jungle"}
+        assert DreamBench(data, [Eyes()], num_prompts=2).cases == few.cases[:2]
+
+    def test_references(self, data):
+        benchmark = DreamBench(data, [Eyes()], ("two",), num_prompts=1)
+        (case,) = benchmark.cases
+        assert [file.relative_to(data).as_posix() for file in case.files] == [
+            "backpack_dog/02.jpg",
+            "bear_plushie/03.jpg",
+        ]
+        assert [image.size for image in benchmark.references(case)] == [(16, 12)] * 2
+
+    def test_a_missing_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"lacks backpack/02.jpg, .* and more: .*google/dreambooth"):
+            DreamBench(tmp_path)
+
+    def test_an_unknown_part(self, data):
+        with pytest.raises(ValueError, match="--part 'three' is no part of DreamBench: expected one or two"):
+            DreamBench(data, parts=("three",))
+
+
+class TestScores:
+    def test_one_and_two(self, data):
+        benchmark = DreamBench(data, [Eyes(), Talker()], ("one", "two"), num_prompts=1)
+        one, two = benchmark.cases
+        found = benchmark.score(one, [*benchmark.references(one), Image.new("RGB", (4, 4), "white")])
+        assert [each.scores["dino_i"] for each in found] == [1, 0]
+        assert found[0].scores["clip_t"] == len("a backpack in the jungle") / 100
+        assert found[0].answers == {"prompt": "No a backpack in the jungle. Score: 0"}
+        assert benchmark.score(two, benchmark.references(two)[:1])[0].scores["dino_i"] == 0.5
+        assert benchmark.checkpoints == ("someone/eyes@1", "someone/talker@1")
+        assert (benchmark.identity, benchmark.obedience) == ("dino_i", "clip_t")
+        assert DreamBench(data, [Talker()]).identity is None
+
+    def test_the_ceiling(self, data):
+        """Each photograph against the others of its subject; no prompt asked for it, so nothing obeys one."""
+        benchmark = DreamBench(data, [Eyes(), Talker()], num_prompts=1)
+        paintings = benchmark.ceiling()
+        assert len(paintings) == 90 and {len(each.case.files) for each in paintings} == {2}
+        assert all(each.file not in each.case.files for each in paintings)
+        cats = [each for each in paintings if each.case.subject == "cat"]
+        found = [benchmark.score(each.case, [Image.open(each.file)])[0] for each in cats]
+        assert [each.scores for each in found] == [{"dino_i": 0.5}, {"dino_i": 0.5}, {"dino_i": 0.0}]
+        assert all(each.answers == {} for each in found)
+
+    def test_the_whole_of_it(self, data, tmp_path):
+        order = Order(model="painter", stages=("free",), num_seeds=2)
+        benchmark = DreamBench(data, [Eyes(), Talker()], num_prompts=3)
+        means = evaluate(benchmark, tmp_path, order, lambda: Gray())
+        ceiling = means["photographs"]["photographs"]
+        assert ceiling["dino_i"].count == 90 and ceiling["dino_i"].mean == pytest.approx((29 * 3 + 1) / 90)
+        assert "clip_t" not in ceiling and means["one"]["free"]["dino_i"].mean == 0
+        lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+        assert len(lines) == 3 * 2 + 90 and lines[0]["answers"]["prompt"].startswith("No a backpack")
+        assert "photographs" in (tmp_path / "report.html").read_text()
+
+
+class Gray(ColourPainter):
+    """Paints nothing."""
+
+    def __call__(self, prompts, references, *, width, height, **_):
+        return SimpleNamespace(images=[Image.new("RGB", (width, height), "gray") for _ in prompts])

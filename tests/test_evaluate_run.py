@@ -1,0 +1,318 @@
+"""Painting and scoring apart: what is there is kept, shards add up, and everything is written that is promised."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_benchmark import ColourPainter, Colours, Interrupted
+
+from subjectgen.evaluate.cases import Figure, Shard, paintings_of
+from subjectgen.evaluate.generation import Settings, stages_by_name
+from subjectgen.evaluate.intervals import Mean, mean_with_interval
+from subjectgen.evaluate.plots import curve
+from subjectgen.evaluate.run import Order, evaluate
+from subjectgen.evaluate.scoring import read_lines
+from subjectgen.evaluate.table import told
+from subjectgen.extras import MissingExtraError
+from subjectgen.generate.stages import STAGE_PRESETS, Stage
+
+ONE = {"model": "painter", "stages": ("free",), "num_seeds": 2}
+
+
+def run(out, pipe=None, benchmark=None, **order):
+    return evaluate(benchmark or Colours(), out, Order(**{**ONE, **order}), lambda: pipe)
+
+
+def never():
+    raise AssertionError("the model was opened")
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+
+
+class TestIntervals:
+    def test_of_a_share(self):
+        """Of many independent answers the bootstrap gives the normal interval, mean +- 1.96 standard errors."""
+        values = [1.0] * 300 + [0.0] * 100
+        found = mean_with_interval(values, [str(i) for i in range(400)])
+        error = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+        assert found.mean == 0.75 and (found.count, found.subjects) == (400, 400)
+        assert found.low == pytest.approx(0.75 - error, abs=0.004)
+        assert found.high == pytest.approx(0.75 + error, abs=0.004)
+
+    def test_more_pictures_of_the_same_subjects_tell_no_more(self):
+        values, subjects = [0.1, 0.4, 0.9, 0.2], ["a", "b", "c", "d"]
+        once, often = mean_with_interval(values, subjects), mean_with_interval(values * 50, subjects * 50)
+        assert (often.low, often.high) == pytest.approx((once.low, once.high))
+
+    def test_a_subject_with_more_pictures_weighs_more(self):
+        assert mean_with_interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).mean == 0.75
+
+    def test_where_resampling_tells_nothing(self):
+        assert mean_with_interval([0.0, 1.0], ["a", "a"]).low is None
+        assert mean_with_interval([1.0, 1.0], ["a", "b"]).high is None
+
+    def test_no_values(self):
+        with pytest.raises(ValueError, match="0 values"):
+            mean_with_interval([], [])
+
+    def test_told(self):
+        mean = Mean(mean=0.5, low=0.25, high=0.754, count=8, subjects=4)
+        assert told(Figure(name="a", heading="a", unit="%"), mean) == "50.0 (25.0..75.4)"
+        alone = Mean(mean=3.0, low=None, high=None, count=1, subjects=1)
+        assert told(Figure(name="a", heading="a", digits=2), alone) == "3.00"
+
+
+class TestOrder:
+    @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+    def test_no_shard(self, text):
+        with pytest.raises(ValueError, match=f"--shard '{text}': expected i/n"):
+            Shard.parse(text)
+
+    def test_shards_are_all_and_nothing_twice(self, tmp_path):
+        paintings = paintings_of(Colours().cases, "free", 3, tmp_path)
+        shards = [Shard.parse(f"{i}/4").of(paintings) for i in (1, 2, 3, 4)]
+        assert sorted(each.file for shard in shards for each in shard) == sorted(each.file for each in paintings)
+
+    @pytest.mark.parametrize(
+        ("order", "words"),
+        [
+            ({"phase": "draw"}, "--phase 'draw' is no phase: expected all, cases, paint, score"),
+            ({"shard": Shard(index=1, count=2)}, "--shard with --phase all: expected --phase paint"),
+            ({"phase": "paint", "images": "x"}, "--images with --phase paint"),
+        ],
+    )
+    def test_refused(self, order, words, tmp_path):
+        if "images" in order:
+            order["images"] = tmp_path
+        with pytest.raises(ValueError, match=words):
+            Order(**{**ONE, **order})
+
+    def test_stages_that_are_the_same_are_painted_once(self):
+        names = ("mllm-only", "free", "paper", "faithful", "default")
+        found = stages_by_name(ColourPainter(stages="paper"), names)
+        assert found == {"mllm-only": (Stage(0.0, identity=0.0),), **{name: STAGE_PRESETS[name] for name in names[1:4]}}
+        own = stages_by_name(ColourPainter(stages=[{"until": 0.0, "identity": 0.5}]), ("free", "default"))
+        assert own == {"free": STAGE_PRESETS["free"], "default": (Stage(0.0, identity=0.5),)}
+        with pytest.raises(ValueError, match="'mild'"):
+            stages_by_name(ColourPainter(), ("mild",))
+
+
+class TestPaint:
+    def test_each_picture_from_its_seed_with_its_references(self, tmp_path):
+        pipe = ColourPainter()
+        run(tmp_path, pipe, phase="paint", stages=("free", "paper"), settings=Settings(batch_size=5))
+        assert [len(call.prompts) for call in pipe.calls] == [5, 5, 2] * 2
+        assert {call.stages for call in pipe.calls} == {STAGE_PRESETS["free"], STAGE_PRESETS["paper"]}
+        first = pipe.calls[0]
+        assert first.prompts == ["red", "red", "blue", "blue", "lime"]
+        assert first.seeds == [100, 100100, 101, 100101, 102]
+        assert [given[0].getpixel((0, 0))[1] for given in first.references] == [128, 128, 128, 128, 192]
+        assert Image.open(tmp_path / "pictures" / "paper" / "c-1-1.png").getpixel((3, 3)) == (0, 0, 255)
+        assert not (tmp_path / "scores.jsonl").exists()
+
+    def test_an_interrupted_run_goes_on(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, Interrupted(2), phase="paint", settings=Settings(batch_size=3))
+        assert len(list(tmp_path.rglob("pictures/free/*"))) == 6
+        pipe = ColourPainter()
+        run(tmp_path, pipe, phase="paint")
+        assert [seed for call in pipe.calls for seed in call.seeds] == [103, 100103, 104, 100104, 105, 100105]
+
+    def test_shards_add_up(self, tmp_path):
+        painted = []
+        for index in (3, 1, 2):
+            pipe = ColourPainter()
+            run(tmp_path, pipe, phase="paint", shard=Shard(index=index, count=3))
+            painted += [seed for call in pipe.calls for seed in call.seeds]
+        assert sorted(painted) == [*range(100, 106), *range(100100, 100106)]
+        assert evaluate(Colours(), tmp_path, Order(**ONE, phase="score"), never)["plain"]["free"]["right"].count == 12
+
+    def test_another_model_does_not_mix_in(self, tmp_path):
+        run(tmp_path, ColourPainter(), phase="paint")
+        with pytest.raises(ValueError, match=r"sha256 is .* choose another --out"):
+            run(tmp_path, ColourPainter(weight=2.0), phase="paint")
+        with pytest.raises(ValueError, match="steps is 7 and was 3"):
+            run(tmp_path, ColourPainter(), phase="paint", settings=Settings(steps=7))
+
+    def test_other_prompts_do_not_mix_in(self, tmp_path):
+        run(tmp_path, ColourPainter(), phase="paint")
+        other = Colours()
+        other.cases[2] = replace(other.cases[2], prompt="navy")
+        with pytest.raises(ValueError, match="case c-2 in --out asked for 'lime' and asks for 'navy' now"):
+            run(tmp_path, ColourPainter(), benchmark=other, phase="paint")
+
+    def test_further_stages_join(self, tmp_path):
+        run(tmp_path, ColourPainter(), phase="paint")
+        pipe = ColourPainter()
+        means = run(tmp_path, pipe, stages=("paper",))
+        assert len(pipe.calls) == 12 and list(means["plain"]) == ["free", "paper"]
+
+    def test_what_another_program_needs(self, tmp_path):
+        evaluate(Colours(), tmp_path, Order(**ONE, phase="cases"), never)
+        cases = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
+        assert [case["prompt"] for case in cases] == ["red", "blue", "lime", "cyan", "white", "black"]
+        assert cases[3]["pictures"] == ["c-3-0.png", "c-3-1.png"] and cases[3]["seeds"] == [103, 100103]
+        assert Image.open(tmp_path / cases[3]["references"][0]).getpixel((0, 0)) == (255, 192, 203)
+        assert len(list((tmp_path / "references").iterdir())) == 2
+        assert not (tmp_path / "pictures").exists()
+
+
+class TestScore:
+    def test_a_line_a_picture(self, tmp_path):
+        run(tmp_path, ColourPainter(wrong={101}))
+        found = lines(tmp_path)
+        assert len(found) == 12
+        (line,) = [line for line in found if line["case"] == "c-1" and line["number"] == 0]
+        assert {name: line[name] for name in ("prompt", "seed", "stages", "subject", "benchmark", "part")} == {
+            "prompt": "blue", "seed": 101, "stages": "free", "subject": "s0", "benchmark": "colours", "part": "plain",
+        }  # fmt: skip
+        assert line["scores"] == {"likeness": 0.0, "right": 0.0} and line["checkpoints"] == ["someone/eyes@1"]
+        assert re.fullmatch("[0-9a-f]{64}", line["model"]) and re.fullmatch("[0-9a-f]{64}", line["picture"])
+
+    def test_what_is_scored_is_not_scored_again(self, tmp_path):
+        run(tmp_path, ColourPainter())
+        before, again = lines(tmp_path), Colours()
+        run(tmp_path, benchmark=again, phase="score")
+        assert again.looked_at == [] and lines(tmp_path) == before
+
+    def test_after_a_kill(self, tmp_path):
+        """The last line is torn; all whole ones are kept."""
+        run(tmp_path, ColourPainter())
+        text = (tmp_path / "scores.jsonl").read_text()
+        whole = text.splitlines(keepends=True)
+        (tmp_path / "scores.jsonl").write_text("".join(whole[:9]) + whole[9][:40])
+        assert len(read_lines(tmp_path / "scores.jsonl")) == 9
+        again = Colours()
+        run(tmp_path, benchmark=again, phase="score")
+        assert again.looked_at == ["c-4", "c-5", "c-5"] and len(lines(tmp_path)) == 12
+
+    def test_a_picture_that_changed_is_scored_again(self, tmp_path):
+        run(tmp_path, ColourPainter())
+        Image.new("RGB", (8, 8), "gray").save(tmp_path / "pictures" / "free" / "c-2-0.png")
+        again = Colours()
+        means = run(tmp_path, benchmark=again, phase="score")
+        assert again.looked_at == ["c-2"] and means["plain"]["free"]["right"].mean == pytest.approx(11 / 12)
+
+    def test_other_eyes_score_all_again(self, tmp_path):
+        run(tmp_path, ColourPainter())
+        again = Colours()
+        again.checkpoints = ("someone/eyes@2",)
+        run(tmp_path, benchmark=again, phase="score")
+        assert len(again.looked_at) == 12
+
+    def test_what_is_missing_is_told(self, tmp_path):
+        run(tmp_path, ColourPainter(), phase="paint", shard=Shard(index=1, count=4))
+        means = run(tmp_path, phase="score")
+        assert means["plain"]["free"]["right"].count == 3
+        assert json.loads((tmp_path / "table.json").read_text())["pictures"] == "3 of 12"
+
+    def test_nothing_painted(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"run\.json' does not exist"):
+            run(tmp_path, phase="score")
+
+    def test_pictures_of_another_program(self, tmp_path):
+        """The same code scores them; a wrong name is not theirs."""
+        folder = tmp_path / "rival"
+        folder.mkdir()
+        for name, colour in (
+            ("c-0-0.png", "red"),
+            ("c-0-1.webp", "blue"),
+            ("c-4-0.png", "white"),
+            ("c-9-0.png", "red"),
+        ):
+            Image.new("RGB", (30, 20), colour).save(folder / name, lossless=True)
+        means = run(tmp_path / "out", phase="score", images=folder)
+        assert list(means["plain"]) == ["rival"]
+        assert means["plain"]["rival"]["right"].mean == pytest.approx(2 / 3)
+        assert [line["model"] for line in lines(tmp_path / "out")] == [None] * 3
+
+    def test_scores_of_a_model_are_not_replaced(self, tmp_path):
+        run(tmp_path, ColourPainter(), phase="paint")
+        with pytest.raises(ValueError, match="holds pictures that were painted here"):
+            run(tmp_path, phase="score", images=tmp_path / "pictures" / "free")
+
+    def test_a_folder_without_such_pictures(self, tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match=r"holds no picture of this benchmark: expected names such as c-0-0\.png"
+        ):
+            run(tmp_path / "out", phase="score", images=tmp_path)
+
+
+class Page(HTMLParser):
+    """What a page shows, and what it would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.sources, self.tags = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+
+    def handle_data(self, data):
+        self.words.append(data.strip())
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A whole run."""
+    out = tmp_path_factory.mktemp("report")
+    run(out, ColourPainter(wrong={101, 100104}), stages=("free", "paper"), command="subjectgen evaluate colours")
+    return out
+
+
+class TestReport:
+    def test_table(self, out):
+        table = json.loads((out / "table.json").read_text())
+        assert table["parts"]["plain"]["free"]["right"]["mean"] == pytest.approx(10 / 12)
+        assert table["model"] == "painter" and table["pictures"] == "24 of 24" and table["sharpness"] == "12.50"
+        assert table["scored by"] == "someone/eyes@1" and "resamples of the subjects" in table["intervals"]
+
+    def test_the_page_holds_everything_and_loads_nothing(self, out):
+        page = Page((out / "report.html").read_text())
+        assert page.tags.count("svg") == 2 and page.tags.count("img") == 1 and page.tags.count("table") == 1
+        assert all(source.startswith(("#", "data:image/webp;base64,")) for source in page.sources)
+        assert {"script", "link", "iframe"}.isdisjoint(page.tags) and "@import" not in (out / "report.html").read_text()
+        for words in ("free", "paper", "right, %", "subjectgen evaluate colours", "s0", "s1", "s2", "someone/eyes@1"):
+            assert words in page.words
+        assert any(words.startswith("83.3 (") for words in page.words)
+
+    def test_sheet(self, out):
+        """References, truth, two settings of stages."""
+        sheet = Image.open(out / "sheet.png")
+        middles = [sheet.getpixel((8 + 136 * column + 64, 26 + 64)) for column in range(4)]
+        assert middles == [(128, 128, 128), (255, 0, 0), (255, 0, 0), (255, 0, 0)]
+
+    def test_a_point_of_the_curve_is_where_its_figures_are(self):
+        """Across is identity, up is obedience: of three points, no two alike in order."""
+
+        def row(x, y):
+            spread = {"low": None, "high": None, "count": 1, "subjects": 1}
+            return {"a": Mean(mean=x, **spread), "b": Mean(mean=y, **spread)}
+
+        drawn = curve({"one": row(0.1, 0.5), "two": row(0.5, 0.9), "three": row(0.9, 0.1)}, *figures("a", "b"))
+        x, y = zip(*(where(drawn, name) for name in ("one", "two", "three")), strict=True)
+        assert x[0] < x[1] < x[2] and x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.01)
+        assert y[1] < y[0] < y[2] and y[0] - y[1] == pytest.approx(y[2] - y[0], abs=0.01)
+
+    def test_nothing_to_draw_with(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("subjectgen.extras.find_spec", lambda name: None)
+        with pytest.raises(MissingExtraError, match=r"pip install 'subjectgen\[evaluate\]'"):
+            run(tmp_path, ColourPainter())
+
+
+def figures(*names):
+    return [Figure(name=name, heading=name, unit="%") for name in names]
+
+
+def where(svg, name):
+    """Pixels of a point in a drawing."""
+    group = svg[svg.index(f'id="point-{name}"') :]
+    return tuple(float(value) for value in re.search(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', group).groups())

@@ -1,0 +1,89 @@
+"""A benchmark without a world: colours are asked for by name, and a pipeline that paints them by their names."""
+
+from types import SimpleNamespace
+
+import torch
+from PIL import Image, ImageColor
+from torch import nn
+
+from subjectgen.evaluate.cases import Case, Figure, Scored
+from subjectgen.pipeline import SubjectPipeline
+
+
+class Colours:
+    """Two prompts about each of three subjects; a picture is right if it has the colour asked for."""
+
+    name = "colours"
+    parts = {"plain": "one colour"}  # noqa: RUF012
+    identity, obedience = "likeness", "right"
+    figures = (Figure(name="likeness", heading="likeness", unit="%"), Figure(name="right", heading="right", unit="%"))
+    checkpoints = ("someone/eyes@1",)
+
+    def __init__(self):
+        colours = ("red", "blue", "lime", "cyan", "white", "black")
+        self.cases = [
+            Case(name=f"c-{i}", part="plain", subject=f"s{i // 2}", prompt=colour, seed=100 + i)
+            for i, colour in enumerate(colours)
+        ]
+        self.looked_at = []
+
+    def references(self, case):
+        return [Image.new("RGB", (8, 8), "gray" if case.subject == "s0" else "pink")]
+
+    def truth(self, case):
+        return Image.new("RGB", (8, 8), case.prompt)
+
+    def score(self, case, pictures):
+        self.looked_at += [case.name] * len(pictures)
+        right = [picture.getpixel((0, 0)) == ImageColor.getrgb(case.prompt) for picture in pictures]
+        return [Scored(scores={"likeness": i / 4, "right": float(each)}) for i, each in enumerate(right)]
+
+    def measure(self, pipe):
+        return {"sharpness": 12.5}
+
+    def ceiling(self):
+        return []
+
+
+class ColourPainter(SubjectPipeline):
+    """Paints the prompt's colour, but black for any seed that is in `wrong`."""
+
+    def __init__(self, weight=1.0, stages="free", wrong=()):
+        self.net, self.wrong, self.calls = nn.Linear(1, 1), wrong, []
+        nn.init.constant_(self.net.weight, weight)
+        nn.init.zeros_(self.net.bias)
+        self._config = SimpleNamespace(stages=stages, image_size=8, num_inference_steps=3, guidance_scale=2.0)
+
+    @property
+    def config(self):
+        return self._config
+
+    @property
+    def components(self):
+        return {"net": self.net}
+
+    @property
+    def device(self):
+        return torch.device("cpu")
+
+    def set_progress_bar_config(self, **_):
+        pass
+
+    def __call__(self, prompts, references, *, stages, width, height, num_inference_steps, generator):
+        seeds = [each.initial_seed() for each in generator]
+        self.calls.append(SimpleNamespace(prompts=prompts, references=references, stages=stages, seeds=seeds))
+        painted = ["black" if seed in self.wrong else prompt for prompt, seed in zip(prompts, seeds, strict=True)]
+        return SimpleNamespace(images=[Image.new("RGB", (width, height), colour) for colour in painted])
+
+
+class Interrupted(ColourPainter):
+    """Stops as by Ctrl-C after so many batches."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def __call__(self, *given, **options):
+        if len(self.calls) == self.batches:
+            raise KeyboardInterrupt
+        return super().__call__(*given, **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_engine
 import torch
-from tiny_pipeline import tiny_pipeline
+from tiny_pipeline import reasoning_pipeline, shorten_plans, tiny_pipeline
 from tiny_subjects import cutout_folder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +15,7 @@ from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
 from subjectgen.evaluate.emoji import NUM_SUBJECTS, EmojiBenchmark
 from subjectgen.load import recipe
+from subjectgen.reasoning.judges import Score
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -185,3 +186,30 @@ def test_a_load_counts_what_was_answered():
         assert max(answer.seconds for answer in answers) <= seconds
         assert serving.row(answers, seconds)[:2] == ("6", "6")
         assert serving.post(f"{url}/v1/images/generations", b"{")[0] == 400
+
+
+class TestBestOf:
+    def test_a_judge_who_knows_is_never_worse(self, tmp_path, monkeypatch):
+        """One that prefers the first candidate chooses as no judge would; the truth lies above both."""
+        shorten_plans(monkeypatch)
+        benchmark = EmojiBenchmark(3, cutout_folder(tmp_path, seen=0, unseen=NUM_SUBJECTS))
+        pipe = reasoning_pipeline(image_size=128, num_inference_steps=2)
+
+        def first(pictures, plan, references):
+            return [Score(subject=1 / (1 + k)) for k in range(len(pictures))]
+
+        rows = script("best_of").compare(pipe, benchmark, first, 2)
+        assert rows["the first"] == rows["the judge's"]
+        assert sum(rows["the best there is"].values()) >= sum(rows["the first"].values())
+
+    def test_it_paints_what_the_judge_chose(self, tmp_path, monkeypatch):
+        shorten_plans(monkeypatch)
+        benchmark = EmojiBenchmark(1, cutout_folder(tmp_path, seen=0, unseen=NUM_SUBJECTS))
+        pipe, shown = reasoning_pipeline(image_size=128, num_inference_steps=2), []
+
+        def second(pictures, plan, references):
+            shown.append((len(pictures), len(references)))
+            return [Score(subject=k) for k in (0, 1, 0)]
+
+        truth, chosen = script("best_of").judged(pipe, benchmark, benchmark.cases[0], second, 3)
+        assert chosen == 1 and len(truth) == 3 and shown == [(3, 1)]

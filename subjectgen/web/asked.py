@@ -10,18 +10,18 @@ from subjectgen.sizes import size_of
 from subjectgen.subject import Subject
 from subjectgen.web.dial import chosen_stages
 
-Values = Mapping[str, Any]  # by the names of the form's fields, see `form.py`
+Values = Mapping[str, Any]  # by the names of the fields of `form.py`; text that nobody wrote is None
 PREVIEWS = 8  # while a picture is painted
 
 
 def paintings_of(values: Values, limits: Limits) -> list[Painting]:
     """One for each seed, from the first on. Raises ValueError or FileNotFoundError for what cannot be painted."""
-    width, height = size_of(values["size"].strip() or None, "size")
+    width, height = size_of((values["size"] or "").strip() or None, "size")
     first = Painting(
-        prompt=values["prompt"],
+        prompt=values["prompt"] or "",
         subjects=subjects_of(values),
         seed=values["seed"],
-        negative_prompt=values["negative_prompt"],
+        negative_prompt=values["negative_prompt"] or "",
         height=height,
         width=width,
         num_inference_steps=values["steps"],
@@ -45,4 +45,4 @@ def subjects_of(values: Values) -> "list[Subject] | SubjectEmbeds | None":
 def named_subjects(references: "Sequence[tuple[str, str | None]] | None", names: Sequence[str]) -> list[Subject]:
     """The gallery's (file, caption) and what stands in the fields of names -> subjects."""
     files = [file for file, _ in references or ()]
-    return [Subject(file, name=name.strip() or None) for file, name in zip(files, names, strict=False)]
+    return [Subject(file, name=(name or "").strip() or None) for file, name in zip(files, names, strict=False)]

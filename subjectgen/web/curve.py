@@ -5,13 +5,15 @@ from collections.abc import Iterator, Sequence
 from subjectgen.generate.stages import Number, Stage
 
 LEFT, RIGHT, WIDTH = 66, 348, 360  # of the plot, and of all
-LANE, HEIGHT = 34, 132
-LANES = (("meaning", "semantic", 42), ("identity", "identity", 88))  # label, field of a stage, base line
+LANE, HEIGHT = 34, 136
+LANES = (("meaning", "semantic", 40), ("identity", "identity", 92))  # label, field of a stage, base line
+BETWEEN = 53  # the lanes
+APART = 0.09  # sigmas whose labels do not touch
 
 
-def curve_of(stages: Sequence[Stage], notes: Sequence[str] = ()) -> str:
-    """From noise at the left to the picture at the right, a lane for each condition; a note stands over its stage."""
-    shapes = "".join([*_lanes(stages), *_axis(stages), *_notes(stages, notes)])
+def curve_of(stages: Sequence[Stage], steps: Sequence[int] = ()) -> str:
+    """From noise at the left to the picture at the right, a lane for each condition; steps: of each stage, if known."""
+    shapes = "".join([*_lanes(stages), *_axis(stages), *_steps(stages, steps)])
     return (
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_told(stages)}" '
         f'xmlns="http://www.w3.org/2000/svg">{shapes}</svg>'
@@ -40,9 +42,11 @@ def _axis(stages: Sequence[Stage]) -> Iterator[str]:
         yield f'<line class="ends" x1="{x:g}" x2="{x:g}" y1="{LANES[0][-1] - LANE}" y2="{bottom + 5}"/>'
 
 
-def _notes(stages: Sequence[Stage], notes: Sequence[str]) -> Iterator[str]:
-    for (begin, stage), note in zip(_begun(stages), notes, strict=False):
-        yield _text((_x(begin) + _x(stage.until)) / 2, LANES[0][-1] + 9, note, "middle")
+def _steps(stages: Sequence[Stage], steps: Sequence[int]) -> Iterator[str]:
+    if steps:
+        yield _text(LEFT - 6, BETWEEN, "steps", "end")
+    for (begin, stage), number in zip(_begun(stages), steps, strict=False):
+        yield _text((_x(begin) + _x(stage.until)) / 2, BETWEEN, str(number), "middle")
 
 
 def _begun(stages: Sequence[Stage]) -> list[tuple[Number, Stage]]:
@@ -54,7 +58,7 @@ def _apart(sigmas: Sequence[Number]) -> Iterator[Number]:
     """Those whose labels do not touch the one before; the last, 0, always."""
     shown = float("inf")
     for sigma in sigmas:
-        if shown - sigma >= 0.1 and (sigma >= 0.1 or sigma == 0):
+        if shown - sigma >= APART and (sigma >= APART or sigma == 0):
             shown = sigma
             yield sigma
 

@@ -7,6 +7,7 @@ from subjectgen.engine.work import MAX_SEED
 from subjectgen.request import Limits
 from subjectgen.web.curve import curve_of
 from subjectgen.web.dial import CHOICES, OWN, chosen_stages, dial_of
+from subjectgen.web.examples import EXAMPLES
 from subjectgen.web.studio import Studio
 
 MAX_STEPS, MAX_PICTURES = 100, 8
@@ -19,6 +20,7 @@ def subject_fields(num_references: int) -> tuple[Fields, list[gr.Textbox]]:
         label=f"References: drop 1 to {num_references} pictures of your subjects",
         file_types=["image"],
         columns=4,
+        fit_columns=False,
         height=170,
         object_fit="contain",
         interactive=True,
@@ -56,8 +58,8 @@ def stage_fields(limits: Limits) -> tuple[Fields, gr.HTML]:
 def seed_fields() -> Fields:
     """How many pictures, and from which noise."""
     with gr.Row():
-        pictures = gr.Slider(1, MAX_PICTURES, value=2, step=1, precision=0, label="Seeds side by side")
-        seed = gr.Number(label="First seed", info="empty: any", precision=0, minimum=0, maximum=MAX_SEED, value=None)
+        pictures = gr.Slider(1, MAX_PICTURES, value=2, step=1, precision=0, label="Seeds side by side", min_width=180)
+        seed = gr.Number(label="First seed", precision=0, minimum=0, maximum=MAX_SEED, value=1, min_width=120)
     return {"pictures": pictures, "seed": seed}
 
 
@@ -71,14 +73,16 @@ def further_fields(limits: Limits) -> Fields:
     return {"size": size, "steps": steps, "guidance_scale": guidance, "negative_prompt": negative, "saved": saved}
 
 
-def all_fields(studio: Studio) -> tuple[Fields, list[gr.Textbox], gr.HTML]:
-    """The whole form, its names of references, and its curve."""
+def all_fields(studio: Studio) -> tuple[Fields, list[gr.Textbox], gr.HTML, list[gr.Button]]:
+    """The whole form, its names of references, its curve, and a button for each example."""
     subject, names = subject_fields(studio.max_references)
+    with gr.Row(elem_id="examples"):
+        examples = [gr.Button(prompt, size="sm", min_width=150, elem_classes="example") for _, prompt in EXAMPLES]
     stages, curve = stage_fields(studio.facts.limits)
     seeds = seed_fields()
     with gr.Accordion("Size, steps, guidance, a saved subject", open=False):
         further = further_fields(studio.facts.limits)
-    return {**subject, **stages, **seeds, **further}, names, curve
+    return {**subject, **stages, **seeds, **further}, names, curve, examples
 
 
 def _name(number: int) -> gr.Textbox:

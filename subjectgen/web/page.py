@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from subjectgen.generate.stages import Number
 from subjectgen.web import status
 from subjectgen.web.asked import Values, named_subjects, paintings_of
 from subjectgen.web.curve import curve_of
@@ -16,11 +17,13 @@ from subjectgen.web.errors import REFUSALS
 from subjectgen.web.examples import EXAMPLES, example_files
 from subjectgen.web.form import Fields, all_fields
 from subjectgen.web.results import Results, result_fields
-from subjectgen.web.run import Run
+from subjectgen.web.run import Run, caption_of
 from subjectgen.web.studio import Studio
 from subjectgen.web.why import why
 
 TITLE = "subjectgen"
+AT_ONCE: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}  # the engine has a line of its own
+QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 UPLOADS_SECONDS = 24 * 60 * 60  # that uploads and pictures are kept on disk
 
 
@@ -32,8 +35,7 @@ def page_of(studio: Studio) -> gr.Blocks:
         gr.Markdown(f"# {TITLE}\nA picture of *your* subject, in the scene *you* describe. Model: {studio.facts.name}.")
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
-                fields, names, curve = all_fields(studio)
-                examples = [gr.Button(prompt, size="sm", elem_classes="example") for _, prompt in EXAMPLES]
+                fields, names, curve, examples = all_fields(studio)
             with gr.Column(scale=6, min_width=320):
                 results = result_fields()
         Page(studio, fields, names, curve, results).listen(blocks, examples)
@@ -51,32 +53,24 @@ class Page:
         """Tie every handler to what sets it off."""
         fields, results, form = self._fields, self._results, [*self._fields.values(), *self._names]
         shown = [results.pictures, results.status, results.why, results.files]
-        gr.on(
-            [results.paint.click, fields["prompt"].submit],
-            self.paint,
-            form,
-            shown,
-            concurrency_limit=None,
-            show_progress="hidden",
-            api_name="paint",
-        )
-        quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        results.stop.click(self.stop, None, results.status, **quiet)
-        results.keep.click(self.keep, form, [results.subject, results.status], concurrency_limit=None)
-        fields["references"].change(self.look, fields["references"], [*self._names, results.status], **quiet)
-        fields["stages"].input(self.choose, [fields["stages"], fields["dial"]], [fields["dial"], self._curve], **quiet)
-        fields["dial"].input(self.turn, fields["dial"], [fields["stages"], self._curve], **quiet)
-        for button, (names, prompt) in zip(examples, EXAMPLES, strict=True):
-            files = example_files(names)
-            button.click(
-                lambda files=files, prompt=prompt: (files, prompt),
-                None,
-                [fields["references"], fields["prompt"]],
-                **quiet,
-            )
+        gr.on([results.paint.click, fields["prompt"].submit], self.paint, form, shown, api_name="paint", **AT_ONCE)
+        results.keep.click(self.keep, form, [results.subject, results.status], api_name="keep", **AT_ONCE)
+        results.stop.click(self.stop, None, results.status, **QUIET)
+        fields["stages"].input(self.choose, [fields["stages"], fields["dial"]], [fields["dial"], self._curve], **QUIET)
+        fields["dial"].input(self.turn, fields["dial"], [fields["stages"], self._curve], **QUIET)
+        self._listen_to_references(examples)
         blocks.unload(self.leave)
 
-    def paint(self, *given: Any, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def _listen_to_references(self, examples: Sequence[gr.Button]) -> None:
+        references, prompt = self._fields["references"], self._fields["prompt"]
+        sight: tuple[Any, ...] = (self.look, references, [*self._names, self._results.status])
+        gr.on([references.upload, references.delete, references.change], *sight, **QUIET)
+        for button, (names, words) in zip(examples, EXAMPLES, strict=True):
+            filled = example_files(names), words
+            clicked = button.click(lambda filled=filled: filled, None, [references, prompt], **QUIET)
+            clicked.then(*sight, **QUIET)  # the gallery does not tell of what is put there from here
+
+    def paint(self, request: gr.Request, *given: Any) -> Iterator[tuple[Any, ...]]:
         """Previews while it paints; pictures, why and files in the end."""
         try:
             values = self._values(given)
@@ -111,7 +105,7 @@ class Page:
         try:
             with TemporaryDirectory() as folder:
                 file = save_subject(self._studio, self._values(given), Path(folder))
-                yield gr.File(file, visible=True), status.READY  # copied before the folder goes
+                yield gr.File(file, visible=True), status.SAVED  # copied before the folder goes
         except REFUSALS as error:
             yield gr.skip(), status.refused(error)
 
@@ -121,13 +115,13 @@ class Page:
         fields = [gr.Textbox(visible=k < number) for k in range(len(self._names))]
         return *fields, self._first_sight(references)
 
-    def choose(self, choice: str, dial: float) -> tuple[Any, str]:
+    def choose(self, choice: str, dial: Number) -> tuple[Any, str]:
         """A preset was chosen: the dial goes where the preset is, and the curve is drawn."""
         stages = chosen_stages(choice, dial, self._studio.facts.limits.stages)
         at = dial_of(stages)
         return (gr.skip() if at is None else at), curve_of(stages)
 
-    def turn(self, dial: float) -> tuple[str, str]:
+    def turn(self, dial: Number) -> tuple[str, str]:
         """The dial was turned: it counts from here on."""
         return BY_DIAL, curve_of(chosen_stages(BY_DIAL, dial, None))
 
@@ -136,8 +130,8 @@ class Page:
             raise run.error
         with TemporaryDirectory() as folder:
             files = save_pictures(run, self._studio.facts, names_of(values), Path(folder))
-            shown = [(file, caption) for file, (_, caption) in zip(files, run.pictures, strict=False)]
-            yield shown or run.pictures, status.ended(run), why(self._studio, run), files
+            shown = [(file, caption_of(painting)) for file, (painting, _) in zip(files, run.painted, strict=True)]
+            yield shown or run.pictures, status.ended(run), why(self._studio, run), gr.File(files, visible=bool(files))
 
     def _first_sight(self, references: Any) -> str:
         try:

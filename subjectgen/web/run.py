@@ -35,6 +35,11 @@ class Clock:
         self.by_stage[ends] = self.by_stage.get(ends, 0.0) + seconds
 
 
+def caption_of(painting: Painting) -> str:
+    """What stands under its picture."""
+    return f"seed {painting.seed}"
+
+
 class Run:
     """Raises LineFull or EngineClosed if the engine does not take its jobs."""
 
@@ -66,7 +71,7 @@ class Run:
     def pictures(self) -> Captioned:
         """What is there of each: the picture, or its last preview; with its seed."""
         shown = {row: self._shown(row) for row in range(len(self.jobs))}
-        return [(image, f"seed {self.jobs[row].work.seed}") for row, image in shown.items() if image is not None]
+        return [(image, caption_of(self.jobs[row].work)) for row, image in shown.items() if image is not None]
 
     @property
     def painted(self) -> list[tuple[Painting, Painted]]:

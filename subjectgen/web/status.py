@@ -7,6 +7,7 @@ from subjectgen.web.run import Run
 
 READY = '<p role="status">Ready.</p>'
 NOTHING_TO_STOP = '<p role="status">Nothing is being painted.</p>'
+SAVED = '<p role="status">The subject is saved.</p>'
 
 
 def going_on(progress: Progress) -> str:

@@ -18,11 +18,10 @@ def why(studio: Studio, run: Run) -> str:
         return ""
     painting, painted = run.painted[0]
     stages = _stages(studio, painting)
-    notes = [_counted(each.steps, "step") for each in stages]
     return "".join(
         [
             _bindings(painted),
-            curve_of([each.stage for each in stages], notes),
+            curve_of([each.stage for each in stages], [each.steps for each in stages]),
             _table(stages, run.clock),
             f"<p>{_seconds(run.clock, painted)}</p>",
         ]

@@ -268,6 +268,7 @@ class TestCommand:
         result = CliRunner().invoke(app, ["batch", str(file), "--out", str(folder / "out"), "--model", "maxi"])
         assert result.exit_code == 2 and "there is no model 'maxi'" in result.output
 
+    @pytest.mark.slow
     def test_killed_it_goes_on(self, model, folder):
         rows = [{"prompt": f"image 1 on red {k}", "subjects": "red.png", "steps": 12} for k in range(24)]
         file, out = written(folder, rows), folder / "out"

@@ -206,7 +206,9 @@ class TestProgress:
                 raise RuntimeError("the listener's own fault")
 
         jobs[0].listen(listener)
+        others = jobs[0].events()  # hear of the end all the same
         gate.open.set()
+        assert [each.phase for each in others][-1] == "done"
         with pytest.raises(RuntimeError, match="own fault"):
             jobs[0].result(20)
         assert jobs[1].result(20).image

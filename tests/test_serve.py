@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tiny_engine import Gate, file_of, held, serving
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
+from subjectgen.cli.serve import _range_of
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.serve.guard import check_address
 from subjectgen.serve.limits import RequestLimits
@@ -100,9 +101,9 @@ class TestOpenAi:
 
     def test_stream(self, painter, pipe):
         events = list(painter.images.generate(prompt="a cat", stream=True, partial_images=1, extra_body={"seed": 7}))
-        kinds = [event.type.removeprefix("image_generation.") for event in events]
-        assert kinds == ["progress"] * 4 + ["partial_image"] + ["progress"] * 2 + ["completed"]
-        assert [event.step for event in events if event.type.endswith("progress")] == [0, 0, 1, 2, 3, 4]
+        kinds = [event.type.removeprefix("image_generation.") for event in events if getattr(event, "step", 1)]
+        assert kinds == ["progress"] * 2 + ["partial_image"] + ["progress"] * 2 + ["completed"]
+        assert [event.step for event in events if getattr(event, "step", 0)] == [1, 2, 3, 4]
         (alone,) = pipe("a cat", generator=seeded_generators(7)).images
         assert_same_picture(image_of(events[-1].b64_json), alone)
 
@@ -399,6 +400,17 @@ class TestGuard:
     def test_a_key_that_is_too_short(self):
         with pytest.raises(ValueError, match="has 3 characters"):
             check_address("127.0.0.1", "abc")
+
+
+class TestReplicas:
+    @pytest.mark.parametrize(("text", "numbers"), [("2", (2, 2)), ("1-4", (1, 4))])
+    def test_from_so_many_to_so_many(self, text, numbers):
+        assert _range_of(text) == numbers
+
+    @pytest.mark.parametrize("text", ["0", "", "3-2", "1-2-3", "-1", "many"])
+    def test_refuses(self, text):
+        with pytest.raises(ValueError, match=f"--replicas '{text}'"):
+            _range_of(text)
 
 
 class TestAbout:

@@ -1,10 +1,11 @@
 """subjectgen serve: an HTTP server that the clients of OpenAI's image API understand."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from subjectgen.cli.engine import show_opening
+from subjectgen.cli.errors import screen
 from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization
 from subjectgen.extras import require
 
@@ -20,6 +21,8 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=1, help="Pictures in line, beyond which clients are sent away.")] = 64,
     max_batch: Annotated[int, typer.Option(min=1, help="Pictures painted together, if size and settings agree.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for a picture, with its time in line.")] = 600,
+    ray: Annotated[bool, typer.Option("--ray", help="Paint on a Ray cluster: RAY_ADDRESS.")] = False,
+    replicas: Annotated[str, typer.Option(help="With --ray: N, or MIN-MAX as there is work.")] = "1",
     model: Model = "mini",
     adapter: Adapter = None,
     quantization: Quantization = "none",
@@ -37,15 +40,33 @@ def serve(
     from subjectgen.serve.limits import RequestLimits
 
     check_address(host, api_key)
-    engine, facts = show_opening(
-        model,
-        all_devices(),
-        {"max_batch": max_batch, "max_waiting": max_waiting},
-        adapter=adapter,
-        quantization=quantization,
-        offload=offload,
-        attention_backend=attention_backend,
-        compile=compile,
-    )
+    line = {"max_batch": max_batch, "max_waiting": max_waiting}
+    options = {
+        "adapter": adapter,
+        "quantization": quantization,
+        "offload": offload,
+        "attention_backend": attention_backend,
+        "compile": compile,
+    }
+    if ray:
+        engine, facts = _on_ray(model, line, _range_of(replicas), **options)
+    else:
+        engine, facts = show_opening(model, all_devices(), line, **options)
     app = create_app(engine, facts, RequestLimits(timeout=timeout), api_key=api_key)
     uvicorn.run(app, host=host, port=port, limit_concurrency=CONNECTIONS, server_header=False)
+
+
+def _on_ray(model: str, line: dict[str, int], replicas: tuple[int, int], **options: Any) -> Any:
+    require("ray", "ray", "grpc")
+    with screen.status(f"starting {replicas[0]} replicas of {model}"):
+        from subjectgen.serve.cluster import open_on_ray
+
+        return open_on_ray(model, line, replicas, **options)
+
+
+def _range_of(text: str) -> tuple[int, int]:
+    """`2` or `1-4` => the fewest and the most."""
+    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in text.split("-")]
+    if len(numbers) > 2 or not 1 <= numbers[0] <= numbers[-1]:
+        raise ValueError(f"--replicas '{text}': expected N or MIN-MAX, from 1 on, e.g. 2 or 1-4.")
+    return numbers[0], numbers[-1]

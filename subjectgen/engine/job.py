@@ -82,11 +82,7 @@ class Job:
         """Progress from now until the job has ended, the phase "done" included."""
         told: SimpleQueue[Progress] = SimpleQueue()
         self.listen(told.put)
-        progress = told.get()
-        while progress.phase != "done":
-            yield progress
-            progress = told.get()
-        yield progress
+        return _until_done(told)
 
     def tell(self, progress: Progress) -> None:
         """Pass progress on to who listens."""
@@ -94,9 +90,9 @@ class Job:
             if self._progress.phase == "done":
                 return
             self._progress = progress
-            for listener in self._listeners:
+            for listener in list(self._listeners):
                 if self._progress is progress:  # none of them ended the job
-                    listener(progress)
+                    self._tell_one(listener, progress)
 
     def finish(self, result: Any) -> bool:
         """Give it its result; False, and nothing happens, if it had ended before."""
@@ -114,9 +110,25 @@ class Job:
         timer.start()
         self.future.add_done_callback(lambda _: timer.cancel())
 
+    def _tell_one(self, listener: Callable[[Progress], Any], progress: Progress) -> None:
+        """A listener that fails ends the job, and hears no more of it."""
+        try:
+            listener(progress)
+        except Exception as error:
+            self._listeners.remove(listener)
+            self.fail(error)
+
     def _end(self, how: Callable[[], None]) -> bool:
         try:
             how()
         except InvalidStateError:
             return False
         return True
+
+
+def _until_done(told: "SimpleQueue[Progress]") -> Iterator[Progress]:
+    progress = told.get()
+    while progress.phase != "done":
+        yield progress
+        progress = told.get()
+    yield progress

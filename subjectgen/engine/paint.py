@@ -54,16 +54,15 @@ class Reporter:
             raise Stopped
         pictures = self._previews(pipe, step, tensors["latents"], self._previewed(step + 1, pipe.num_timesteps))
         for row, job in enumerate(self._jobs):
-            with blamed(job):
-                job.tell(
-                    Progress(
-                        phase="painting",
-                        step=step + 1,
-                        steps=pipe.num_timesteps,
-                        stage=self._stage(pipe, timestep),
-                        preview=pictures.get(row),
-                    )
+            job.tell(
+                Progress(
+                    phase="painting",
+                    step=step + 1,
+                    steps=pipe.num_timesteps,
+                    stage=self._stage(pipe, timestep),
+                    preview=pictures.get(row),
                 )
+            )
         return tensors
 
     def _previewed(self, done: int, steps: int) -> list[int]:

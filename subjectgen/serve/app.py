@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from subjectgen.engine import Engine
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.extras import installed_version
 from subjectgen.serve import images, jobs, subjects
@@ -31,9 +30,9 @@ class HealthBody(BaseModel):
 
 
 def create_app(
-    engine: Engine, facts: ModelFacts, limits: RequestLimits | None = None, *, api_key: str | None = None
+    engine: Any, facts: ModelFacts, limits: RequestLimits | None = None, *, api_key: str | None = None
 ) -> FastAPI:
-    """A server of this engine, which it closes in the end, after all jobs are done.
+    """A server of this engine (an Engine, or a RayEngine), which it closes in the end, after all jobs are done.
 
     api_key: what clients must send as a bearer token. Without one, only requests to a loopback address are answered.
     """

@@ -5,7 +5,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from subjectgen.engine import Engine, Job, Painted
+from subjectgen.engine import Job, Painted
 from subjectgen.serve.errors import status_of
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -15,7 +15,7 @@ TOGETHER = (1, 2, 4, 8, 16, 32)
 class Metrics:
     """Counted as jobs end, and read off the engine when asked."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Any):
         self.registry = CollectorRegistry()
         given: Any = {"registry": self.registry}
         self._jobs = Counter("subjectgen_jobs", "Jobs that ended, by HTTP status", ["status"], **given)

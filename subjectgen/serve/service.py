@@ -1,8 +1,9 @@
 """What all routes share: the engine, what is known of its model, the limits, subjects, jobs, metrics."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from subjectgen.engine import Engine, Job, LineFull
+from subjectgen.engine import Job, LineFull
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.engine.work import Work
 from subjectgen.serve.limits import RequestLimits
@@ -13,7 +14,7 @@ from subjectgen.serve.subjects import SubjectStore
 class Service:
     """One server's."""
 
-    def __init__(self, engine: Engine, facts: ModelFacts, limits: RequestLimits):
+    def __init__(self, engine: Any, facts: ModelFacts, limits: RequestLimits):
         self.engine = engine
         self.facts = facts
         self.limits = limits

@@ -127,6 +127,10 @@ class TestForm:
         subjects = named_subjects([("a.png", None), ("b.png", None)], [" shoe ", "", "left over"])
         assert [(each.image, each.name) for each in subjects] == [("a.png", "shoe"), ("b.png", None)]
 
+    def test_no_picture_is_left_out_for_want_of_a_field(self):
+        subjects = named_subjects([("a.png", None), ("b.png", None)], ["shoe"])
+        assert [(each.image, each.name) for each in subjects] == [("a.png", "shoe"), ("b.png", None)]
+
 
 def test_seconds_of_each_stage():
     meaning, both = STAGE_PRESETS["free"]

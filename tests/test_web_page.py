@@ -15,7 +15,7 @@ from tiny_engine import Gate
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
 from subjectgen import Subject, SubjectEmbeds
-from subjectgen.engine import Engine
+from subjectgen.engine import Engine, JobCancelled
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.png import read_recipe
 
@@ -60,13 +60,31 @@ def asked_hosts():
         yield hosts
 
 
+class Watched(Engine):
+    """Remembers its jobs."""
+
+    def __init__(self, load):
+        super().__init__(load)
+        self.jobs = []
+
+    def submit_all(self, works, **options):
+        jobs = super().submit_all(works, **options)
+        self.jobs += jobs
+        return jobs
+
+
 @pytest.fixture(scope="module")
-def address(gate, pipe, asked_hosts):
+def engine(gate):
+    with Watched(lambda _: gate) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def address(engine, pipe, asked_hosts):
     """Of the page; in the end nobody but this machine was asked for anything."""
-    with Engine(lambda _: gate) as engine:
-        blocks = page_of(Studio(engine=engine, facts=ModelFacts.of(pipe, "tiny"), pipe=pipe))
-        yield show(blocks)
-        blocks.close()
+    blocks = page_of(Studio(engine=engine, facts=ModelFacts.of(pipe, "tiny"), pipe=pipe))
+    yield show(blocks)
+    blocks.close()
     assert set(asked_hosts) <= {"127.0.0.1", "::1", "localhost"}
 
 
@@ -88,6 +106,9 @@ class Visit:
 
     def upload(self, *files: Path) -> None:
         self.page.locator("#references input[type=file]").first.set_input_files([str(file) for file in files])
+
+    def write(self, prompt: str) -> None:
+        self.page.locator("#prompt textarea").fill(prompt)
 
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
@@ -139,6 +160,12 @@ def files(tmp_path):
     return paths
 
 
+def close(gate):
+    """The device stands still at its next step."""
+    gate.reached.clear()
+    gate.open.clear()
+
+
 def assert_same_picture(one, other):
     difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
     assert max(high for _, high in difference.getextrema()) <= 1
@@ -147,7 +174,7 @@ def assert_same_picture(one, other):
 def test_upload_name_paint_and_see_why(visit, files, pipe):
     visit.upload(*files)
     visit.page.get_by_label("image 2 is called").fill("cup")
-    visit.page.get_by_label("Prompt", exact=True).fill("the cup on a red ground")
+    visit.write("the cup on a red ground")
     visit.press("Paint")
     visit.says("2 pictures painted.")
     playwright.expect(visit.page.locator("#pictures img")).to_have_count(2)
@@ -182,54 +209,47 @@ def test_the_saved_subject_paints_the_same(visit, files, pipe):
     assert_same_picture(saved, pipe("image 1 on red", files, generator=seeded_generators(3)).images[0])
 
 
-def test_stop(visit, gate):
-    gate.reached.clear()
-    gate.open.clear()
-    visit.page.get_by_label("Prompt", exact=True).fill("a cat")
+def test_stop(visit, gate, engine):
+    close(gate)
+    visit.write("a cat")
     visit.press("Paint")
     assert gate.reached.wait(SECONDS)
     steps = gate.steps
     visit.press("Stop")
     visit.says("Stopped, 0 pictures painted.")
+    assert {type(job.future.exception(SECONDS)) for job in engine.jobs[-2:]} == {JobCancelled}
     gate.open.set()
     visit.press("Stop")
     visit.says("Nothing is being painted.")
-    assert gate.steps <= steps + 1
+    visit.press("Paint")
+    visit.says("2 pictures painted.")
+    assert gate.steps == steps + STEPS  # the device stopped where it was
 
 
-def test_a_page_that_is_closed_stops_as_well(chromium, address, gate):
-    gate.reached.clear()
-    gate.open.clear()
+def test_a_page_that_is_closed_stops_as_well(chromium, address, gate, engine):
+    close(gate)
     page = chromium.new_page()
     page.goto(address)
-    page.get_by_label("Prompt", exact=True).fill("a cat")
+    page.locator("#prompt textarea").fill("a cat")
     page.locator("#paint").click()
     assert gate.reached.wait(SECONDS)
-    steps, job = gate.steps, gate.calls[-1]
     page.close()
-    page_is_gone = Visit(chromium.new_page())
-    page_is_gone.page.goto(address)
-    page_is_gone.page.wait_for_timeout(1000)
+    assert {type(job.future.exception(SECONDS)) for job in engine.jobs[-2:]} == {JobCancelled}
     gate.open.set()
-    page_is_gone.page.get_by_label("Prompt", exact=True).fill("a dog")
-    page_is_gone.press("Paint")
-    page_is_gone.says("2 pictures painted.")
-    assert gate.steps <= steps + 1 + STEPS, f"{job} went on"
-    page_is_gone.page.close()
 
 
 def test_a_broken_file_is_told(visit, files):
     files[0].write_bytes(files[0].read_bytes()[:60])
     visit.upload(files[0])
     visit.says("corrupt or cut off")
-    visit.page.get_by_label("Prompt", exact=True).fill("a cat")
+    visit.write("a cat")
     visit.press("Paint")
     visit.says("red.png")
     playwright.expect(visit.page.get_by_role("alert")).to_contain_text("corrupt or cut off")
 
 
 def test_what_is_told_is_text(visit):
-    visit.page.get_by_label("Prompt", exact=True).fill("image 9 <img src=x onerror=alert(1)>")
+    visit.write("image 9 <img src=x onerror=alert(1)>")
     visit.press("Paint")
     visit.says("image 9")
     assert visit.page.locator("#status img").count() == 0
@@ -268,7 +288,7 @@ def test_by_keyboard(visit):
         if reached == set(ids):
             break
     assert reached == set(ids)
-    visit.page.get_by_label("Prompt", exact=True).focus()
+    visit.page.locator("#prompt textarea").focus()
     keyboard.type("a cat")
     keyboard.press("Enter")
     visit.says("2 pictures painted.")
@@ -278,7 +298,7 @@ def test_on_a_telephone(visit, files):
     visit.page.set_viewport_size({"width": 390, "height": 844})
     assert visit.fits()
     visit.upload(*files)
-    visit.page.get_by_label("Prompt", exact=True).fill("image 1 and image 2")
+    visit.write("image 1 and image 2")
     visit.press("Paint")
     visit.says("2 pictures painted.")
     visit.press("See why")

@@ -25,7 +25,7 @@ def web(
     compile: Compile = False,
 ) -> None:
     """Paint on a web page of this machine, until Ctrl-C."""
-    require("web", "gradio>=6.0")
+    require("web", "gradio>=6.31")
     from subjectgen.engine.devices import all_devices
     from subjectgen.web.launch import check_address, show
     from subjectgen.web.page import page_of

@@ -1,5 +1,6 @@
 """What stands in the form -> what the engine is asked to paint."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,4 +46,5 @@ def subjects_of(values: Values) -> "list[Subject] | SubjectEmbeds | None":
 def named_subjects(references: "Sequence[tuple[str, str | None]] | None", names: Sequence[str]) -> list[Subject]:
     """The gallery's (file, caption) and what stands in the fields of names -> subjects."""
     files = [file for file, _ in references or ()]
-    return [Subject(file, name=(name or "").strip() or None) for file, name in zip(files, names, strict=False)]
+    pairs = itertools.zip_longest(files, names[: len(files)])
+    return [Subject(file, name=(name or "").strip() or None) for file, name in pairs]

@@ -1,5 +1,7 @@
 """Prompts to begin with, about the pictures that ship with the package."""
 
+from pathlib import Path
+
 from subjectgen.weights import find_folder
 
 EXAMPLES = (
@@ -9,7 +11,11 @@ EXAMPLES = (
 )
 
 
+def references_folder() -> Path:
+    """Where the pictures lie. Raises WeightsError if they were left out of the package."""
+    return find_folder("examples") / "references"
+
+
 def example_files(names: tuple[str, ...]) -> list[str]:
-    """Where these references lie. Raises WeightsError if they were left out of the package."""
-    folder = find_folder("examples") / "references"
-    return [str(folder / f"{name}.png") for name in names]
+    """The files of these references."""
+    return [str(references_folder() / f"{name}.png") for name in names]

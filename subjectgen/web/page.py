@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from subjectgen.generate.stages import Number
+from subjectgen.references import check_count
 from subjectgen.web import status
 from subjectgen.web.asked import Values, named_subjects, paintings_of
 from subjectgen.web.curve import curve_of
@@ -135,7 +136,8 @@ class Page:
 
     def _first_sight(self, references: Any) -> str:
         try:
-            for subject in named_subjects(references, [""] * len(references or ())):
+            check_count(len(references or ()), self._studio.facts.limits)
+            for subject in named_subjects(references, ()):
                 subject.read()
         except REFUSALS as error:
             return status.refused(error)

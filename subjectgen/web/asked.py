@@ -33,7 +33,7 @@ def paintings_of(values: Values, limits: Limits) -> list[Painting]:
     return [first.with_seed(first.seed + k) for k in range(values["pictures"])]
 
 
-def subjects_of(values: Values) -> "list[Subject] | SubjectEmbeds | None":
+def subjects_of(values: Values) -> list[Subject] | SubjectEmbeds | None:
     """Pictures with their names, or a saved subject. Raises ValueError for both, or for what cannot be read."""
     subjects = named_subjects(values["references"], values["names"])
     if not values["saved"]:
@@ -43,7 +43,7 @@ def subjects_of(values: Values) -> "list[Subject] | SubjectEmbeds | None":
     return SubjectEmbeds.load(values["saved"])
 
 
-def named_subjects(references: "Sequence[tuple[str, str | None]] | None", names: Sequence[str]) -> list[Subject]:
+def named_subjects(references: Sequence[tuple[str, str | None]] | None, names: Sequence[str | None]) -> list[Subject]:
     """The gallery's (file, caption) and what stands in the fields of names -> subjects."""
     files = [file for file, _ in references or ()]
     pairs = itertools.zip_longest(files, names[: len(files)])

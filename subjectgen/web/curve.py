@@ -63,11 +63,11 @@ def _apart(sigmas: Sequence[Number]) -> Iterator[Number]:
             yield sigma
 
 
-def _x(sigma: Number) -> float:
+def _x(sigma: Number) -> Number:
     return round(RIGHT - sigma * (RIGHT - LEFT), 1)
 
 
-def _text(x: float, y: float, words: str, anchor: str) -> str:
+def _text(x: Number, y: Number, words: str, anchor: str) -> str:
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{words}</text>'
 
 

@@ -12,7 +12,7 @@ from subjectgen.web.examples import references_folder
 
 USER = "subjectgen"
 MIN_PASSWORD = 12  # characters
-MAX_FILE = "32mb"
+MAX_FILE = "512mb"  # a saved subject of a large model
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = Path(__file__).with_name("page.css")

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from subjectgen.engine import Progress
 from subjectgen.generate.stages import Number
 from subjectgen.references import check_count
 from subjectgen.web import status
@@ -88,7 +89,7 @@ class Page:
             run.cancel()
             self._runs.pop(str(request.session_hash), None)
 
-    def stop(self, request: gr.Request) -> str:
+    def stop(self, request: gr.Request) -> Any:
         """The pictures end within one step, and their own handler tells so."""
         run = self._runs.get(str(request.session_hash))
         if run is None:
@@ -103,6 +104,7 @@ class Page:
 
     def keep(self, *given: Any) -> Iterator[tuple[Any, str]]:
         """The subject as a file."""
+        yield gr.skip(), status.going_on(Progress(phase="encoding"))
         try:
             with TemporaryDirectory() as folder:
                 file = save_subject(self._studio, self._values(given), Path(folder))

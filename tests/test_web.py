@@ -1,8 +1,11 @@
 """What is behind the web page: the dial, the curve, the form, seconds, who may look. No browser."""
 
 import re
+from pathlib import Path
 
 import pytest
+import yaml
+from packaging.version import Version
 
 from subjectgen import Stage
 from subjectgen.engine import Progress
@@ -13,6 +16,7 @@ from subjectgen.web.curve import LANE, LEFT, RIGHT, curve_of
 from subjectgen.web.dial import BY_DIAL, CHOICES, OWN, chosen_stages, dial_of, stages_of
 from subjectgen.web.run import Clock
 
+ROOT = Path(__file__).parent.parent
 VALUES = {
     "references": None,
     "names": (),
@@ -148,3 +152,15 @@ def test_seconds_of_each_stage():
         clock.note(now, progress)
     assert clock.first == 1.0
     assert clock.by_stage == {0.85: 0.5, 0.0: 5.0}
+
+
+def test_the_space_names_what_is_tested():
+    """Its front matter, its file and its packages agree with the project."""
+    folder = ROOT / "spaces"
+    settings = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert settings["sdk"] == "gradio"
+    assert (folder / settings["app_file"]).is_file()
+    floor = re.search(r'web = \["gradio>=([\d.]+)"\]', (ROOT / "pyproject.toml").read_text())
+    assert floor is not None
+    assert Version(settings["sdk_version"]) >= Version(floor[1])
+    assert (folder / "requirements.txt").read_text().split() == ["subjectgen[web]"]

@@ -80,11 +80,13 @@ def engine(gate):
 
 
 @pytest.fixture(scope="module")
-def address(engine, pipe, asked_hosts):
-    """Of the page; in the end nobody but this machine was asked for anything."""
-    blocks = page_of(Studio(engine=engine, facts=ModelFacts.of(pipe, "tiny"), pipe=pipe))
-    yield show(blocks)
-    blocks.close()
+def address(engine, pipe, asked_hosts, tmp_path_factory):
+    """Of the page, started from anywhere; in the end nobody but this machine was asked for anything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("anywhere"))
+        blocks = page_of(Studio(engine=engine, facts=ModelFacts.of(pipe, "tiny"), pipe=pipe))
+        yield show(blocks)
+        blocks.close()
     assert set(asked_hosts) <= {"127.0.0.1", "::1", "localhost"}
 
 

@@ -5,13 +5,17 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 LOWEST := .venv-lowest/bin/python
 
 .NOTPARALLEL:
-.PHONY: demo test test-lowest lint types bench clean
+.PHONY: demo test test-web test-lowest lint types bench clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest
+
+# The web page in a real Chromium, which has to be there: apt-get install chromium.
+test-web: .venv/.installed-test .venv/.installed-test-web
+	$(BIN)/python -m pytest tests/test_web_page.py
 
 # The fast tests with the lowest releases, and those of Qwen-Image 2.1 with the lowest that it needs, laid over them.
 test-lowest: .venv-lowest/.installed

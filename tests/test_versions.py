@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
-BY_HAND = {"torch", "torchvision", "xformers", "ray"}  # their lowest releases are large, most for their CUDA
+BY_HAND = {"torch", "torchvision", "xformers", "ray", "gradio", "playwright"}  # large, or newer than floors of others
 
 
 def floors(extra: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""subjectgen generate | reason | compare | encode | batch | serve | ... : parse, call, print; heavy imports inside."""
+"""subjectgen generate | reason | encode | batch | serve | web | ... : parse, call, print; heavy imports inside."""
 
 import typer
 
-from subjectgen.cli import batch, comfyui, compare, encode, evaluate, generate, info, reason, serve, train
+from subjectgen.cli import batch, comfyui, compare, encode, evaluate, generate, info, reason, serve, train, web
 from subjectgen.cli.errors import Commands
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command()(compare.compare)
 app.command()(encode.encode)
 app.command()(batch.batch)
 app.command()(serve.serve)
+app.command()(web.web)
 app.add_typer(train.commands)
 app.add_typer(evaluate.commands)
 app.add_typer(comfyui.commands)

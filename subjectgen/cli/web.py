@@ -1,0 +1,50 @@
+"""subjectgen web: a page to paint on, in the browser."""
+
+from typing import Annotated
+
+import typer
+
+from subjectgen.cli.errors import screen
+from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization
+from subjectgen.extras import require
+
+
+def web(
+    host: Annotated[str, typer.Option(help="Where to listen; others than 127.0.0.1 need a password.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="If left out, the first from 7860 on that is free.")
+    ] = None,
+    password: Annotated[
+        str | None, typer.Option(envvar="SUBJECTGEN_WEB_PASSWORD", help="For the user 'subjectgen'.")
+    ] = None,
+    model: Model = "mini",
+    adapter: Adapter = None,
+    quantization: Quantization = "none",
+    offload: Offload = "none",
+    attention_backend: AttentionBackend = None,
+    compile: Compile = False,
+) -> None:
+    """Paint on a web page of this machine, until Ctrl-C."""
+    require("web", "gradio>=6.31")
+    from subjectgen.engine.devices import all_devices
+    from subjectgen.web.launch import check_address, show
+    from subjectgen.web.page import page_of
+    from subjectgen.web.studio import open_studio
+
+    check_address(host, password)
+    with screen.status(f"loading {model}"):
+        studio = open_studio(
+            model,
+            all_devices(),
+            adapter=adapter,
+            quantization=quantization,
+            offload=offload,
+            attention_backend=attention_backend,
+            compile=compile,
+        )
+    page = page_of(studio)
+    typer.echo(f"{show(page, host, port, password)}  (Ctrl-C ends it)")
+    try:
+        page.block_thread()
+    finally:
+        studio.engine.close(drain=False)

@@ -1,0 +1,1 @@
+"""The web page: references, prompt, stages and seeds in; pictures, and why they look so, out."""

@@ -1,0 +1,50 @@
+"""What stands in the form -> what the engine is asked to paint."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from subjectgen.embeds import SubjectEmbeds
+from subjectgen.engine import Painting
+from subjectgen.request import Limits
+from subjectgen.sizes import size_of
+from subjectgen.subject import Subject
+from subjectgen.web.dial import chosen_stages
+
+Values = Mapping[str, Any]  # by the names of the fields of `form.py`; text that nobody wrote is None
+PREVIEWS = 8  # while a picture is painted
+
+
+def paintings_of(values: Values, limits: Limits) -> list[Painting]:
+    """One for each seed, from the first on. Raises ValueError or FileNotFoundError for what cannot be painted."""
+    width, height = size_of((values["size"] or "").strip() or None, "size")
+    first = Painting(
+        prompt=values["prompt"] or "",
+        subjects=subjects_of(values),
+        seed=values["seed"],
+        negative_prompt=values["negative_prompt"] or "",
+        height=height,
+        width=width,
+        num_inference_steps=values["steps"],
+        guidance_scale=values["guidance_scale"],
+        stages=chosen_stages(values["stages"], values["dial"], limits.stages),
+        preview_every=max(values["steps"] // PREVIEWS, 1),
+    )
+    return [first.with_seed(first.seed + k) for k in range(values["pictures"])]
+
+
+def subjects_of(values: Values) -> list[Subject] | SubjectEmbeds | None:
+    """Pictures with their names, or a saved subject. Raises ValueError for both, or for what cannot be read."""
+    subjects = named_subjects(values["references"], values["names"])
+    if not values["saved"]:
+        return subjects or None
+    if subjects:
+        raise ValueError("references beside a saved subject: expected one of them, for a saved one holds its own.")
+    return SubjectEmbeds.load(values["saved"])
+
+
+def named_subjects(references: Sequence[tuple[str, str | None]] | None, names: Sequence[str | None]) -> list[Subject]:
+    """The gallery's (file, caption) and what stands in the fields of names -> subjects."""
+    files = [file for file, _ in references or ()]
+    pairs = itertools.zip_longest(files, names[: len(files)])
+    return [Subject(file, name=(name or "").strip() or None) for file, name in pairs]

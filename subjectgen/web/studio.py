@@ -1,0 +1,41 @@
+"""What one page works with: an engine, and what is known of its model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from subjectgen.engine import Engine, EngineClosed
+from subjectgen.engine.facts import ModelFacts
+from subjectgen.engine.open import load_quietly
+from subjectgen.pipeline import SubjectPipeline
+
+MAX_NAMED = 8  # references that the page has room for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """pipe: one of the engine's pipelines, only ever asked what a call would cost."""
+
+    engine: Engine
+    facts: ModelFacts
+    pipe: SubjectPipeline
+
+    @property
+    def max_references(self) -> int:
+        return min(self.facts.limits.max_references, MAX_NAMED)
+
+
+def open_studio(name: str, devices: Sequence[str], **options: Any) -> Studio:
+    """With pipelines that are loaded. options: as of `subjectgen.load`. Raises what loading raises."""
+    pipes: list[SubjectPipeline] = []
+
+    def load_on(device: str) -> SubjectPipeline:
+        pipes.append(load_quietly(name, device=device, **options))
+        return pipes[-1]
+
+    engine = Engine(load_on, devices)
+    try:
+        engine.wait_ready()
+    except EngineClosed as error:
+        raise error.__cause__ or error from None
+    return Studio(engine=engine, facts=ModelFacts.of(pipes[0], name), pipe=pipes[0])

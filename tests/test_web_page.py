@@ -1,0 +1,322 @@
+"""The page in a real Chromium, on a tiny pipeline: what is uploaded, painted, stopped, refused, saved; who is asked."""
+
+import re
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from PIL import Image, ImageChops
+from tiny_engine import Gate
+from tiny_pipeline import picture, seeded_generators, tiny_pipeline
+
+from subjectgen import Subject, SubjectEmbeds
+from subjectgen.engine import Engine, JobCancelled
+from subjectgen.engine.facts import ModelFacts
+from subjectgen.png import read_recipe
+
+gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[test-web]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test-web]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found: apt-get install chromium")
+
+from subjectgen.web.launch import check_address, show  # noqa: E402  (it needs gradio)
+from subjectgen.web.page import page_of  # noqa: E402
+from subjectgen.web.studio import Studio  # noqa: E402
+
+QUIET = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update")
+SECONDS = 120
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline(num_inference_steps=STEPS, stages="paper")
+
+
+@pytest.fixture(scope="module")
+def gate(pipe):
+    """Open, unless a test closes it."""
+    gate = Gate(pipe)
+    gate.open.set()
+    return gate
+
+
+@pytest.fixture(scope="module")
+def asked_hosts():
+    """What this process connects to."""
+    hosts, connect = [], socket.socket.connect
+
+    def noted(self, address):
+        hosts.append(address[0] if isinstance(address, tuple) else "127.0.0.1")
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", noted)
+        yield hosts
+
+
+class Watched(Engine):
+    """Remembers its jobs."""
+
+    def __init__(self, load):
+        super().__init__(load)
+        self.jobs = []
+
+    def submit_all(self, works, **options):
+        jobs = super().submit_all(works, **options)
+        self.jobs += jobs
+        return jobs
+
+
+@pytest.fixture(scope="module")
+def engine(gate):
+    with Watched(lambda _: gate) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def address(engine, pipe, asked_hosts, tmp_path_factory):
+    """Of the page, started from anywhere; in the end nobody but this machine was asked for anything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("anywhere"))
+        blocks = page_of(Studio(engine=engine, facts=ModelFacts.of(pipe, "tiny"), pipe=pipe))
+        yield show(blocks)
+        blocks.close()
+    assert set(asked_hosts) <= {"127.0.0.1", "::1", "localhost"}
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", *(f"--{flag}" for flag in QUIET)]
+        )
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """The page as somebody sees it."""
+
+    page: Any
+
+    def upload(self, *files: Path) -> None:
+        self.page.locator("#references input[type=file]").first.set_input_files([str(file) for file in files])
+
+    def write(self, prompt: str) -> None:
+        self.page.locator("#prompt textarea").fill(prompt)
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def says(self, words: str) -> None:
+        playwright.expect(self.page.locator("#status")).to_contain_text(words, timeout=SECONDS * 1000)
+
+    def downloaded(self, block: str) -> list[Path]:
+        """The files that are offered there."""
+        links = self.page.locator(f"{block} a[download]")
+        playwright.expect(links.first).to_be_visible(timeout=SECONDS * 1000)
+        return [self._download(links.nth(k)) for k in range(links.count())]
+
+    def fits(self) -> bool:
+        """Nothing is to be reached by scrolling sideways."""
+        return self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    def _download(self, link: Any) -> Path:
+        with self.page.expect_download() as download:
+            link.click()
+        return Path(download.value.path())
+
+
+@pytest.fixture
+def visit(chromium, address):
+    """A visit in which the console has no error, and the page asks nobody but its server."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page, errors, urls = context.new_page(), [], []
+    page.set_default_timeout(SECONDS * 1000)
+    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: urls.append(request.url))
+    page.goto(address)
+    page.locator("#paint").wait_for()
+    yield Visit(page)
+    context.close()
+    assert errors == []
+    assert {urlsplit(url).netloc for url in urls if not url.startswith(("data:", "blob:"))} == {
+        urlsplit(address).netloc
+    }
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two references."""
+    paths = [tmp_path / "red.png", tmp_path / "blue.png"]
+    for path, colour in zip(paths, ("red", "blue"), strict=True):
+        picture(colour).save(path)
+    return paths
+
+
+def close(gate):
+    """The device stands still at its next step."""
+    gate.reached.clear()
+    gate.open.clear()
+
+
+def assert_same_picture(one, other):
+    difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
+    assert max(high for _, high in difference.getextrema()) <= 1
+
+
+def test_upload_name_paint_and_see_why(visit, files, pipe):
+    visit.upload(*files)
+    visit.page.get_by_label("image 2 is called").fill("cup")
+    visit.write("the cup on a red ground")
+    visit.press("Paint")
+    visit.says("2 pictures painted.")
+    playwright.expect(visit.page.locator("#pictures img")).to_have_count(2)
+
+    pictures = visit.downloaded("#files")
+    recipes = [read_recipe(file) for file in pictures]
+    assert [recipe["seed"] for recipe in recipes] == ["1", "2"]
+    assert {recipe["prompt"] for recipe in recipes} == {"the cup on a red ground"}
+    assert {recipe["subjects"] for recipe in recipes} == {'["red.png", "blue.png"]'}
+    subjects = [Subject(files[0]), Subject(files[1], name="cup")]
+    for file, seed in zip(pictures, (1, 2), strict=True):
+        direct = pipe("the cup on a red ground", subjects, generator=seeded_generators(seed))
+        assert_same_picture(Image.open(file), direct.images[0])
+
+    visit.press("See why")
+    why = visit.page.locator("#why")
+    playwright.expect(why).to_contain_text("'cup' is image 2")
+    cells = [row.split("\t") for row in why.locator("table").inner_text().splitlines() if row[:1].isdigit()]
+    told = [[int(cell) for cell in row[1:6]] for row in cells]
+    assert told == [
+        [each.steps, each.passes, each.noise_tokens, each.semantic_tokens, each.identity_tokens]
+        for each in pipe.estimate("the cup on a red ground", subjects).stages
+    ]
+
+
+def test_the_saved_subject_paints_the_same(visit, files, pipe):
+    visit.upload(*files)
+    visit.page.get_by_label("image 2 is called").wait_for()
+    visit.press("Save the subject")
+    (file,) = visit.downloaded("#subject")
+    saved = pipe("image 1 on red", SubjectEmbeds.load(file), generator=seeded_generators(3)).images[0]
+    assert_same_picture(saved, pipe("image 1 on red", files, generator=seeded_generators(3)).images[0])
+
+
+def test_stop(visit, gate, engine):
+    close(gate)
+    visit.write("a cat")
+    visit.press("Paint")
+    assert gate.reached.wait(SECONDS)
+    steps = gate.steps
+    visit.press("Stop")
+    visit.says("Stopped, 0 pictures painted.")
+    assert {type(job.future.exception(SECONDS)) for job in engine.jobs[-2:]} == {JobCancelled}
+    gate.open.set()
+    visit.press("Stop")
+    visit.says("Nothing is being painted.")
+    visit.press("Paint")
+    visit.says("2 pictures painted.")
+    assert gate.steps == steps + STEPS  # the device stopped where it was
+
+
+def test_a_page_that_is_closed_stops_as_well(chromium, address, gate, engine):
+    close(gate)
+    page = chromium.new_page()
+    page.goto(address)
+    page.locator("#prompt textarea").fill("a cat")
+    page.locator("#paint").click()
+    assert gate.reached.wait(SECONDS)
+    page.close()
+    assert {type(job.future.exception(SECONDS)) for job in engine.jobs[-2:]} == {JobCancelled}
+    gate.open.set()
+
+
+def test_a_broken_file_is_told(visit, files):
+    files[0].write_bytes(files[0].read_bytes()[:60])
+    visit.upload(files[0])
+    visit.says("corrupt or cut off")
+    visit.write("a cat")
+    visit.press("Paint")
+    visit.says("red.png")
+    playwright.expect(visit.page.get_by_role("alert")).to_contain_text("corrupt or cut off")
+
+
+def test_what_is_told_is_text(visit):
+    visit.write("image 9 <img src=x onerror=alert(1)>")
+    visit.press("Paint")
+    visit.says("image 9")
+    assert visit.page.locator("#status img").count() == 0
+
+
+def test_presets_move_the_dial_and_the_dial_draws_the_curve(visit):
+    curve, dial = visit.page.locator("#curve svg"), visit.page.locator("#dial input[type=range]")
+    visit.page.get_by_role("radio", name="free").check()
+    playwright.expect(dial).to_have_value("0.85")
+    playwright.expect(curve).to_have_attribute("aria-label", re.compile("from sigma 1 to 0.85 .*identity 0;"))
+    dial.focus()
+    visit.page.keyboard.press("ArrowLeft")
+    playwright.expect(visit.page.get_by_role("radio", name="dial")).to_be_checked()
+    playwright.expect(curve).to_have_attribute("aria-label", re.compile("from sigma 1 to 0.8 .*identity 0;"))
+
+
+def test_examples_fill_the_form(visit):
+    visit.press("image 1 on the left and image 2 on the right on a teal ground")
+    playwright.expect(visit.page.locator("#references img")).to_have_count(2)
+    playwright.expect(visit.page.get_by_label("image 2 is called")).to_be_visible()
+    visit.press("Paint")
+    visit.says("2 pictures painted.")
+
+
+def test_by_keyboard(visit):
+    """Everything is reached by Tab, and Enter in the prompt paints."""
+    reached, keyboard = set(), visit.page.keyboard
+    ids = ["references", "prompt", "stages", "dial", "paint", "stop", "keep"]
+    for _ in range(40):
+        keyboard.press("Tab")
+        reached |= set(
+            visit.page.evaluate(
+                "ids => ids.filter(id => document.querySelector(`#${id}:focus-within, #${id}:focus`))", ids
+            )
+        )
+        if reached == set(ids):
+            break
+    assert reached == set(ids)
+    visit.page.locator("#prompt textarea").focus()
+    keyboard.type("a cat")
+    keyboard.press("Enter")
+    visit.says("2 pictures painted.")
+
+
+def test_on_a_telephone(visit, files):
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    assert visit.fits()
+    visit.upload(*files)
+    visit.write("image 1 and image 2")
+    visit.press("Paint")
+    visit.says("2 pictures painted.")
+    visit.press("See why")
+    visit.page.locator("#why table").wait_for()
+    assert visit.fits()
+
+
+def test_other_names_of_this_machine_are_not_answered(address):
+    assert httpx.get(address, headers={"Host": "page.of.others"}).status_code == 400
+    assert httpx.get(address).status_code == 200
+
+
+def test_other_machines_need_a_password():
+    with pytest.raises(ValueError, match="no password"):
+        check_address("0.0.0.0", None)
+    with pytest.raises(ValueError, match="expected 12"):
+        check_address("0.0.0.0", "short")
+    check_address("0.0.0.0", "long-enough-for-it")
+    check_address("127.0.0.1", None)

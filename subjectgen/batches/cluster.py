@@ -12,8 +12,8 @@ from subjectgen.engine.devices import all_devices
 from subjectgen.engine.open import open_engine
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by Ray when it is imported
-import ray
-import ray.data
+import ray  # pyright: ignore[reportMissingImports]  (extra)
+import ray.data  # pyright: ignore[reportMissingImports]  (extra)
 
 
 class Painter:

@@ -17,9 +17,9 @@ from subjectgen.serve.errors import status_of
 from subjectgen.serve.waiting import progress
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by Ray when it is imported
-import ray
-from ray import serve
-from ray.exceptions import RayError
+import ray  # pyright: ignore[reportMissingImports]  (extra)
+from ray import serve  # pyright: ignore[reportMissingImports]  (extra)
+from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]  (extra)
 
 APP, REPLICA = "subjectgen", "painter"
 SILENCE = 60.0  # seconds from one look at a job to the next, if nothing is told of it

@@ -1,7 +1,7 @@
 """What a user fills in. Names of the fields are those that `asked.py` reads."""
 
-import gradio as gr
-from gradio.components import Component
+import gradio as gr  # pyright: ignore[reportMissingImports]  (extra)
+from gradio.components import Component  # pyright: ignore[reportMissingImports]  (extra)
 
 from subjectgen.engine.work import MAX_SEED
 from subjectgen.request import Limits

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]  (extra)
 
 from subjectgen.engine import Progress
 from subjectgen.generate.stages import Number

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]  (extra)
 
 from subjectgen.web.status import READY
 

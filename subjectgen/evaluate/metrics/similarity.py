@@ -7,6 +7,7 @@ one subject. transformers is used directly: torchmetrics' clip_score takes neith
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -35,8 +36,10 @@ class DinoSimilarity:
     @classmethod
     def from_pretrained(cls, device: torch.device | str = "cpu", checkpoint: Checkpoint = DINO) -> "DinoSimilarity":
         """A ViT, 90 MB at the first use. Raises WeightsError."""
-        network = network_of(ViTModel, checkpoint, add_pooling_layer=False).to(device)
-        return cls(Dino(network, str(checkpoint), network.config.image_size))
+        network = network_of(ViTModel, checkpoint, add_pooling_layer=False)
+        network.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
+        side = cast(int, network.config.image_size)  # of squares, as all of DINO see
+        return cls(Dino(network, str(checkpoint), side))
 
     def __call__(
         self, pictures: Pictures, references: Sequence[Pictures], prompts: Sequence[str]

@@ -37,9 +37,7 @@ def paint(pipe: "SubjectPipeline", jobs: Sequence[Job], subjects: Sequence[Subje
     )
     seconds = time.monotonic() - begun
     for job, work, image, bindings in zip(jobs, works, output.images, output.bindings, strict=True):
-        job.finish(
-            Painted(image=image, seed=work.seed, bindings=bindings, painted_together=len(jobs), seconds=seconds)
-        )
+        job.finish(Painted(image=image, seed=work.seed, bindings=bindings, painted_together=len(jobs), seconds=seconds))
 
 
 class Reporter:

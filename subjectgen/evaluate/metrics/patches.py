@@ -36,7 +36,7 @@ class PatchRecall:
     mean.
     """
 
-    names = ("patch_recall",)
+    names: tuple[str, ...] = ("patch_recall",)
 
     def __init__(self, dino: Any, checkpoint: str):
         """dino: a ViTModel with eager attention, which alone gives its weights. checkpoint: what to call it."""

@@ -78,7 +78,7 @@ class PoseDifference:
     nothing. With several references, the mean of each.
     """
 
-    names = ("azimuth_difference", "polar_difference", "pose_confidence")
+    names: tuple[str, ...] = ("azimuth_difference", "polar_difference", "pose_confidence")
 
     def __init__(self, net: OrientationNet, checkpoint: str):
         """checkpoint: what to call it."""

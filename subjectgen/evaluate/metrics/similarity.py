@@ -28,7 +28,7 @@ class DinoSimilarity:
     DINO sees the middle 224 x 224 of a picture whose shorter side is resized to 256 (bicubic), float32.
     """
 
-    names = ("dino_i",)
+    names: tuple[str, ...] = ("dino_i",)
 
     def __init__(self, dino: Dino):
         self._dino, self.checkpoints = dino, (dino.checkpoint,)
@@ -56,7 +56,7 @@ class ClipSimilarity:
     -1..1, float32. CLIP reads the first 77 tokens of a prompt.
     """
 
-    names = ("clip_i", "clip_t")
+    names: tuple[str, ...] = ("clip_i", "clip_t")
 
     def __init__(self, clip: Clip):
         self._clip, self.checkpoints = clip, (clip.checkpoint,)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -67,9 +67,10 @@ def network_of(kind: type[Network], checkpoint: Checkpoint, **options: Any) -> N
     """A network with all its weights, float32, in eval mode. options: of `from_pretrained`. Raises WeightsError."""
     folder = folder_of(checkpoint, [CONFIG, SAFETENSORS])
     with loading(str(checkpoint)):
-        network, report = kind.from_pretrained(
+        loaded = kind.from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )
+    network, report = cast(tuple[Network, dict[str, Any]], loaded)  # by output_loading_info
     check_complete(report, kind, checkpoint)
     return network.eval()
 

@@ -44,7 +44,9 @@ class Dino:
     @classmethod
     def from_pretrained(cls, device: torch.device | str = "cpu", checkpoint: Checkpoint = DINOV2) -> "Dino":
         """A DINOv2, 350 MB at the first use. Raises WeightsError."""
-        return cls(network_of(Dinov2Model, checkpoint).to(device), str(checkpoint))
+        network = network_of(Dinov2Model, checkpoint)
+        network.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
+        return cls(network, str(checkpoint))
 
     def __call__(self, pictures: Pictures, references: Pictures) -> Float[Tensor, "pictures references"]:
         """Cosines, -1..1."""
@@ -79,7 +81,8 @@ class Clip:
         """
         own = () if processor else (CONFIG, SAFETENSORS)  # asked for together: an error names all that is needed
         folder = folder_of(processor or checkpoint, [*own, *PROCESSOR_FILES], MORE_PROCESSOR_FILES)
-        network = network_of(CLIPModel, checkpoint).to(device)
+        network = network_of(CLIPModel, checkpoint)
+        network.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
         with loading(str(processor or checkpoint)):
             tokenizer = AutoTokenizer.from_pretrained(folder)
             images = CLIPImageProcessorPil.from_pretrained(folder)

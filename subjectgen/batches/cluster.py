@@ -1,5 +1,6 @@
 """A batch on the machines of a Ray cluster: every worker has an engine, and all see the same files."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def run_on_ray(
 
     The cluster is that of RAY_ADDRESS, or this machine. on_row: as of `run`. painter: what a Painter takes.
     """
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     gpus = int(ray.cluster_resources().get("GPU", 0))
     done = ray.data.from_items([{"line": row.line} for row in rows]).map_batches(

@@ -23,7 +23,7 @@ class Manifest:
 
     def __init__(self, folder: Path, name: str, facts: ModelFacts):
         self._folder = folder
-        self._made_by = dict(zip(MADE_BY, (facts.name, facts.hash), strict=True))
+        self._made_by: dict[str, str] = dict(zip(MADE_BY, (facts.name, facts.hash), strict=True))
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / name
         _cut_torn_line(self._file)

@@ -74,8 +74,9 @@ class Engine:
         """Put all of them in line, or none."""
         jobs = [Job(work) for work in works]
         self._line.put(jobs)
-        for job in jobs if timeout is not None else ():
-            job.end_after(timeout)
+        if timeout is not None:
+            for job in jobs:
+                job.end_after(timeout)
         return jobs
 
     def wait_ready(self, timeout: Number | None = None) -> None:

@@ -10,6 +10,7 @@ import torch
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.engine.job import Job, Painted, Progress
 from subjectgen.engine.preview import Previews
+from subjectgen.engine.work import Painting
 from subjectgen.generate.stages import Stage, resolve_stages, stage_at
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def paint(pipe: "SubjectPipeline", jobs: Sequence[Job], subjects: Sequence[Subje
 
     Raises Stopped, within one step, when all have ended otherwise, and what the call raises.
     """
-    begun, works = time.monotonic(), [job.work for job in jobs]
+    begun, works = time.monotonic(), [_painting(job) for job in jobs]
     output = pipe(
         [work.prompt for work in works],
         list(subjects),
@@ -35,10 +36,8 @@ def paint(pipe: "SubjectPipeline", jobs: Sequence[Job], subjects: Sequence[Subje
         **works[0].shared,
     )
     seconds = time.monotonic() - begun
-    for job, image, bindings in zip(jobs, output.images, output.bindings, strict=True):
-        job.finish(
-            Painted(image=image, seed=job.work.seed, bindings=bindings, painted_together=len(jobs), seconds=seconds)
-        )
+    for job, work, image, bindings in zip(jobs, works, output.images, output.bindings, strict=True):
+        job.finish(Painted(image=image, seed=work.seed, bindings=bindings, painted_together=len(jobs), seconds=seconds))
 
 
 class Reporter:
@@ -47,7 +46,7 @@ class Reporter:
     def __init__(self, pipe: "SubjectPipeline", jobs: Sequence[Job]):
         self._jobs = jobs
         self._previews = Previews()
-        self._stages = resolve_stages(jobs[0].work.shared["stages"] or pipe.config["stages"])
+        self._stages = resolve_stages(_painting(jobs[0]).shared["stages"] or pipe.config["stages"])
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if all(job.done() for job in self._jobs):
@@ -67,7 +66,7 @@ class Reporter:
 
     def _previewed(self, done: int, steps: int) -> list[int]:
         """The rows that want a preview after so many steps; the last step's is the picture itself."""
-        wanted = [(row, job.work.preview_every) for row, job in enumerate(self._jobs) if not job.done()]
+        wanted = [(row, _painting(job).preview_every) for row, job in enumerate(self._jobs) if not job.done()]
         return [row for row, every in wanted if every and done % every == 0 and done < steps]
 
     def _stage(self, pipe: Any, timestep: Any) -> Stage:
@@ -81,3 +80,8 @@ def blamed(job: Job) -> Iterator[None]:
         yield
     except Exception as error:
         job.fail(error)
+
+
+def _painting(job: Job) -> Painting:
+    assert isinstance(job.work, Painting), "encodings are no pictures: a worker does them elsewhere"
+    return job.work

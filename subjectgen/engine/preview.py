@@ -1,7 +1,7 @@
 """What a picture would be if it went on straight from where it is."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from PIL import Image
@@ -25,7 +25,8 @@ class Previews:
             return {}
         chosen = list(rows)
         straight = _at_sigma_0(pipe.scheduler.sigmas, step, before[chosen], latents[chosen])
-        return dict(zip(chosen, to_image(pipe.vae, straight, "pil"), strict=True))
+        pictures = cast(list[Image.Image], to_image(pipe.vae, straight, "pil"))  # what "pil" stands for
+        return dict(zip(chosen, pictures, strict=True))
 
 
 def _at_sigma_0(sigmas: Any, step: int, before: Tensor, after: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Settings:
 
 def stages_by_name(pipe: SubjectPipeline, names: Sequence[str]) -> dict[str, tuple[Stage, ...]]:
     """The stages of each name; of several names for the same stages the first. Raises ValueError if one is unknown."""
-    own = {MLLM_ONLY: (Stage(0.0, identity=0.0),), "default": resolve_stages(pipe.config.stages)}
+    own = {MLLM_ONLY: (Stage(0.0, identity=0.0),), "default": resolve_stages(pipe.config["stages"])}
     kept: dict[str, tuple[Stage, ...]] = {}
     for name in names:
         stages = own.get(name) or resolve_stages(name)
@@ -60,16 +60,16 @@ def stages_by_name(pipe: SubjectPipeline, names: Sequence[str]) -> dict[str, tup
 
 def run_of(pipe: SubjectPipeline, benchmark: Benchmark, model: str, names: Sequence[str], settings: Settings) -> Run:
     """What is about to paint, before `measured` is known."""
-    stages, own = stages_by_name(pipe, names), resolve_stages(pipe.config.stages)
-    width, height = (side or pipe.config.image_size for side in settings.size)
+    stages, own = stages_by_name(pipe, names), resolve_stages(pipe.config["stages"])
+    width, height = (side or pipe.config["image_size"] for side in settings.size)
     return Run(
         benchmark=benchmark.name,
         model=model,
         sha256=model_hash(pipe.components),
         default=next((name for name, each in stages.items() if each == own), "default"),
         size=(width, height),
-        steps=settings.steps or pipe.config.num_inference_steps,
-        guidance_scale=pipe.config.guidance_scale,
+        steps=settings.steps or pipe.config["num_inference_steps"],
+        guidance_scale=pipe.config["guidance_scale"],
         stages=stages,
         measured={},
     )

@@ -80,6 +80,6 @@ def _svg(figure: Any) -> str:
     from matplotlib import rc_context
 
     written = StringIO()
-    with rc_context(SETTINGS):
+    with rc_context(SETTINGS):  # type: ignore[arg-type]  (their names are rcParams)
         figure.savefig(written, format="svg", metadata=METADATA)
     return written.getvalue()[written.getvalue().index("<svg") :]

@@ -1,11 +1,12 @@
 """The engines of a Ray cluster behind the face of one: replicas that come and go, each with a pipeline of its own."""
 
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 from subjectgen.engine import EngineClosed, EngineState, Job, LineFull, Progress, WorkerDied
 from subjectgen.engine.devices import all_devices
@@ -122,11 +123,10 @@ def open_on_ray(
 
     Each has a GPU, where the cluster has any. line, options: as of `open_engine`. Raises what loading raises in them.
     """
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     serve.start(http_options={"location": "NoServer"})
     gpus = ray.cluster_resources().get("GPU", 0)
     painter = serve.deployment(
-        Painter,
         name=REPLICA,
         ray_actor_options={"num_gpus": 1 if gpus else 0, "num_cpus": 0.5},
         max_ongoing_requests=2 * line["max_batch"],  # one batch is painted, the next one gathers
@@ -135,7 +135,7 @@ def open_on_ray(
             "max_replicas": replicas[1],
             "target_ongoing_requests": line["max_batch"],
         },
-    )
+    )(Painter)
     inside = {"max_batch": line["max_batch"], "max_waiting": 4 * line["max_batch"]}
     handle = serve.run(painter.bind(model, inside, options), name=APP, route_prefix=None)
     return RayEngine(handle, line["max_waiting"]), handle.facts.remote().result()
@@ -144,7 +144,10 @@ def open_on_ray(
 def _replicas() -> int:
     """How many are ready."""
     app = serve.status().applications.get(APP)
-    return 0 if app is None else int(app.deployments[REPLICA].replica_states.get("RUNNING", 0))
+    if app is None:
+        return 0
+    states = cast(dict[str, int], app.deployments[REPLICA].replica_states)  # the values of Ray's enumeration
+    return states.get("RUNNING", 0)
 
 
 def _pass_on(job: Job, told: Any) -> None:
@@ -158,5 +161,6 @@ def _pass_on(job: Job, told: Any) -> None:
 
 def _portable(error: BaseException) -> Exception:
     """An error that another process can read: those that clients hear of as they are, bugs by name."""
-    known = isinstance(error, Exception) and status_of(error) != 500
-    return error.with_traceback(None) if known else RuntimeError(f"{type(error).__name__}: {error}")
+    if isinstance(error, Exception) and status_of(error) != 500:
+        return error.with_traceback(None)
+    return RuntimeError(f"{type(error).__name__}: {error}")

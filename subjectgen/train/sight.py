@@ -48,7 +48,7 @@ class SightPhase:
         torch.manual_seed(seed)
         self.processor, mllm = untrained(renderer.names) if start is None else trained(start)
         self.mllm = mllm.to(renderer.device)  # type: ignore[arg-type]  (hidden by a decorator)
-        width = self.processor.image_seq_length * mllm.config.text_config.hidden_size
+        width = self.processor.image_seq_length * mllm.config.text_config.hidden_size  # type: ignore[union-attr]  (built by now)
         heads = Heads(renderer.names, width).to(renderer.device)
         parts = {"tower": mllm.model.vision_tower, "projector": mllm.model.multi_modal_projector, "heads": heads}
         self.model = nn.ModuleDict(parts)
@@ -78,7 +78,7 @@ class SightPhase:
     def told(self, pixels: Float[Tensor, "b 3 side side"]) -> dict[str, Float[Tensor, "b n"]]:
         """What the heads read off pictures."""
         with torch.autocast(pixels.device.type, torch.bfloat16):
-            tokens = self.mllm.model.get_image_features(pixels).pooler_output
+            tokens = self.mllm.model.get_image_features(pixels).pooler_output  # type: ignore[union-attr]  (no tuple)
             return self.heads(tokens)
 
     @torch.no_grad()

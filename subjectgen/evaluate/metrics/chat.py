@@ -64,7 +64,8 @@ class LocalModel:
         with loading(str(checkpoint)):
             model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", use_safetensors=True)
             processor = AutoProcessor.from_pretrained(folder)
-        return cls(model.to(device), processor, str(checkpoint))
+        model.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
+        return cls(model, processor, str(checkpoint))
 
     def __call__(self, questions: Sequence[Question]) -> list[str]:
         starts = range(0, len(questions), TOGETHER)

@@ -24,7 +24,7 @@ class Judge:
     is a refusal: `judge_refused` is 1, and the picture has no other score. `answers` holds what was said.
     """
 
-    names = ("judge_subject", "judge_prompt", "judge_overall", "judge_refused")
+    names: tuple[str, ...] = ("judge_subject", "judge_prompt", "judge_overall", "judge_refused")
 
     def __init__(self, answerer: Answerer, scale: str = "omnicontext"):
         """Raises ValueError for a scale that there is not."""

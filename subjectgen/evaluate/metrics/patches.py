@@ -36,7 +36,7 @@ class PatchRecall:
     mean.
     """
 
-    names = ("patch_recall",)
+    names: tuple[str, ...] = ("patch_recall",)
 
     def __init__(self, dino: Any, checkpoint: str):
         """dino: a ViTModel with eager attention, which alone gives its weights. checkpoint: what to call it."""
@@ -47,7 +47,8 @@ class PatchRecall:
     def from_pretrained(cls, device: torch.device | str = "cpu", checkpoint: Checkpoint = DINO) -> "PatchRecall":
         """A ViT, 90 MB at the first use. Raises WeightsError."""
         dino = network_of(ViTModel, checkpoint, add_pooling_layer=False, attn_implementation="eager")
-        return cls(dino.to(device), str(checkpoint))
+        dino.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
+        return cls(dino, str(checkpoint))
 
     def __call__(
         self, pictures: Pictures, references: Sequence[Pictures], prompts: Sequence[str]

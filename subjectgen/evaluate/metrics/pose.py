@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -77,7 +78,7 @@ class PoseDifference:
     nothing. With several references, the mean of each.
     """
 
-    names = ("azimuth_difference", "polar_difference", "pose_confidence")
+    names: tuple[str, ...] = ("azimuth_difference", "polar_difference", "pose_confidence")
 
     def __init__(self, net: OrientationNet, checkpoint: str):
         """checkpoint: what to call it."""
@@ -124,9 +125,10 @@ def dinov2_of(folder: Path, backbone: Checkpoint, weights: Mapping[str, Tensor])
     described = folder_of(backbone, [CONFIG])
     with loading(str(folder)):
         config = Dinov2Config.from_pretrained(described)
-        dinov2, report = Dinov2Model.from_pretrained(
+        loaded = Dinov2Model.from_pretrained(
             None, config=config, state_dict=dict(weights), dtype=torch.float32, output_loading_info=True
         )
+    dinov2, report = cast(tuple[Dinov2Model, dict[str, Any]], loaded)  # by output_loading_info
     check_complete(report, Dinov2Model, Checkpoint(repo=str(folder)))
     return dinov2.eval()
 

@@ -7,6 +7,7 @@ one subject. transformers is used directly: torchmetrics' clip_score takes neith
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -27,7 +28,7 @@ class DinoSimilarity:
     DINO sees the middle 224 x 224 of a picture whose shorter side is resized to 256 (bicubic), float32.
     """
 
-    names = ("dino_i",)
+    names: tuple[str, ...] = ("dino_i",)
 
     def __init__(self, dino: Dino):
         self._dino, self.checkpoints = dino, (dino.checkpoint,)
@@ -35,8 +36,10 @@ class DinoSimilarity:
     @classmethod
     def from_pretrained(cls, device: torch.device | str = "cpu", checkpoint: Checkpoint = DINO) -> "DinoSimilarity":
         """A ViT, 90 MB at the first use. Raises WeightsError."""
-        network = network_of(ViTModel, checkpoint, add_pooling_layer=False).to(device)
-        return cls(Dino(network, str(checkpoint), network.config.image_size))
+        network = network_of(ViTModel, checkpoint, add_pooling_layer=False)
+        network.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
+        side = cast(int, network.config.image_size)  # of squares, as all of DINO see
+        return cls(Dino(network, str(checkpoint), side))
 
     def __call__(
         self, pictures: Pictures, references: Sequence[Pictures], prompts: Sequence[str]
@@ -53,7 +56,7 @@ class ClipSimilarity:
     -1..1, float32. CLIP reads the first 77 tokens of a prompt.
     """
 
-    names = ("clip_i", "clip_t")
+    names: tuple[str, ...] = ("clip_i", "clip_t")
 
     def __init__(self, clip: Clip):
         self._clip, self.checkpoints = clip, (clip.checkpoint,)

@@ -31,7 +31,7 @@ def paint_example(page) -> None:
     page.get_by_role("radio", name="free").check()
     page.get_by_role("button", name="Paint", exact=True).click()
     expect(page.locator("#status")).to_contain_text("2 pictures painted.", timeout=MILLISECONDS)
-    page.get_by_role("button", name="See why").click()
+    page.get_by_text("See why").click()
     expect(page.locator("#why table")).to_be_visible()
     page.wait_for_timeout(1000)  # until the fold has opened
 

@@ -191,7 +191,7 @@ def test_upload_name_paint_and_see_why(visit, files, pipe):
         direct = pipe("the cup on a red ground", subjects, generator=seeded_generators(seed))
         assert_same_picture(Image.open(file), direct.images[0])
 
-    visit.press("See why")
+    visit.page.get_by_text("See why").click()
     why = visit.page.locator("#why")
     playwright.expect(why).to_contain_text("'cup' is image 2")
     cells = [row.split("\t") for row in why.locator("table").inner_text().splitlines() if row[:1].isdigit()]
@@ -303,7 +303,7 @@ def test_on_a_telephone(visit, files):
     visit.write("image 1 and image 2")
     visit.press("Paint")
     visit.says("2 pictures painted.")
-    visit.press("See why")
+    visit.page.get_by_text("See why").click()
     visit.page.locator("#why table").wait_for()
     assert visit.fits()
 

@@ -52,7 +52,7 @@ class ColourPainter(SubjectPipeline):
         self.net, self.wrong, self.calls = nn.Linear(1, 1), wrong, []
         nn.init.constant_(self.net.weight, weight)
         nn.init.zeros_(self.net.bias)
-        self._config = SimpleNamespace(stages=stages, image_size=8, num_inference_steps=3, guidance_scale=2.0)
+        self._config = {"stages": stages, "image_size": 8, "num_inference_steps": 3, "guidance_scale": 2.0}
 
     @property
     def config(self):

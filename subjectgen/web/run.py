@@ -45,6 +45,7 @@ class Run:
 
     def __init__(self, engine: Engine, paintings: Sequence[Painting]):
         self.clock = Clock()  # of the first picture
+        self.paintings = tuple(paintings)
         self.jobs = engine.submit_all(paintings)
         self._previews: dict[int, Image.Image] = {}
         self._told: SimpleQueue[tuple[float, int, Progress]] = SimpleQueue()
@@ -71,13 +72,13 @@ class Run:
     def pictures(self) -> Captioned:
         """What is there of each: the picture, or its last preview; with its seed."""
         shown = {row: self._shown(row) for row in range(len(self.jobs))}
-        return [(image, caption_of(self.jobs[row].work)) for row, image in shown.items() if image is not None]
+        return [(image, caption_of(self.paintings[row])) for row, image in shown.items() if image is not None]
 
     @property
     def painted(self) -> list[tuple[Painting, Painted]]:
         """Those that came to a picture."""
-        good = [job for job in self.jobs if job.done() and job.future.exception() is None]
-        return [(job.work, job.result()) for job in good]
+        pairs = zip(self.paintings, self.jobs, strict=True)
+        return [(each, job.result()) for each, job in pairs if job.done() and job.future.exception() is None]
 
     @property
     def was_stopped(self) -> bool:

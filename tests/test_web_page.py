@@ -1,5 +1,6 @@
 """The page in a real Chromium, on a tiny pipeline: what is uploaded, painted, stopped, refused, saved; who is asked."""
 
+import inspect
 import re
 import shutil
 import socket
@@ -25,7 +26,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found: apt-get install chromium")
 
 from subjectgen.web.launch import check_address, show  # noqa: E402  (it needs gradio)
-from subjectgen.web.page import page_of  # noqa: E402
+from subjectgen.web.page import Page, page_of  # noqa: E402
 from subjectgen.web.studio import Studio  # noqa: E402
 
 QUIET = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update")
@@ -84,6 +85,8 @@ def address(engine, pipe, asked_hosts, tmp_path_factory):
     """Of the page, started from anywhere; in the end nobody but this machine was asked for anything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("anywhere"))
+        for name in ("paint", "keep"):  # generators, which Gradio does not see through the wrapper of type checks
+            patch.setattr(Page, name, inspect.unwrap(getattr(Page, name)))
         blocks = page_of(Studio(engine=engine, facts=ModelFacts.of(pipe, "tiny"), pipe=pipe))
         yield show(blocks)
         blocks.close()

@@ -2,7 +2,7 @@
 
 import typer
 
-from subjectgen.cli import compare, encode, evaluate, generate, info, reason, train
+from subjectgen.cli import compare, encode, evaluate, generate, info, reason, reproduce, train
 from subjectgen.cli.errors import Commands
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command()(compare.compare)
 app.command()(encode.encode)
 app.add_typer(train.commands)
 app.add_typer(evaluate.commands)
+app.command()(reproduce.reproduce)
 app.command()(info.info)
 
 

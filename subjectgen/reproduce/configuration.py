@@ -202,21 +202,29 @@ def read_configuration(path: Path = SHIPPED) -> Configuration:
 
 def _configuration(values: dict[str, Any]) -> Configuration:
     records = {
-        "network": Network(**values.pop("network")),
+        "network": _record(Network, values.pop("network")),
         "phases": _each(PhaseSettings, values.pop("phases")),
         "trainings": _each(Training, values.pop("trainings")),
         "tables": {
-            name: Table(**{**table, "rows": tuple(_row(**row) for row in table["rows"])})
+            name: _record(Table, {**table, "rows": tuple(_row(**row) for row in table["rows"])})
             for name, table in values.pop("tables").items()
         },
     }
-    return Configuration(**values, **records)
+    return _record(Configuration, {**values, **records})
 
 
 def _each(kind: type[T], values: dict[str, dict[str, Any]]) -> dict[str, T]:
-    return {name: kind(**each) for name, each in values.items()}
+    return {name: _record(kind, each) for name, each in values.items()}
+
+
+def _record(kind: type[T], values: dict[str, Any]) -> T:
+    names = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    for name in values:
+        if name not in names:
+            raise ValueError(f"'{name}' is unknown: expected {', '.join(names)}")
+    return kind(**values)
 
 
 def _row(tau: list[Number] | None = None, guidance: Number = GUIDANCE, **values: Any) -> Row:
     first, second = TAU if tau is None else tau
-    return Row(sampling=Sampling(tau=(first, second), guidance=guidance), **values)
+    return _record(Row, {**values, "sampling": Sampling(tau=(first, second), guidance=guidance)})

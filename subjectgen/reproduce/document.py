@@ -1,4 +1,4 @@
-"""docs/reproduction.md: our figures beside the paper's, whether the order agrees and where it does not, from results."""
+"""docs/reproduction.md, from results alone: our figures beside the paper's, and where the order does not agree."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,27 +44,22 @@ def results_of(table: Table, seeds: Sequence[int], out: Path) -> Results:
 
 def introduction(configuration: Configuration) -> str:
     """What was done, in numbers of the configuration."""
-    network, pictures = configuration.network, configuration.steps * configuration.batch_size
-    meanings = [f"- {name}: {meaning}." for name, meaning in MEANINGS.items()]
-    lines = [
+    network, steps, size = configuration.network, configuration.steps, configuration.batch_size
+    meanings = "\n".join(f"- {name}: {meaning}." for name, meaning in MEANINGS.items())
+    paragraphs = [
         "# The paper's tables in small",
-        "",
         "Written by `subjectgen reproduce` from its results; not by hand.",
-        "",
-        f"Every row trains an aggregator and a DiT of width {network.width} ({network.num_layers} double and "
-        f"{network.num_single_layers} single blocks) from nothing on the emoji world, on the frozen autoencoder and MLLM "
-        f"of `{configuration.model}`: {configuration.steps} steps of {configuration.batch_size} pictures, {pictures} in "
-        f"all, whatever its phases. The paper trains a LoRA of a large DiT that could paint before. Seeds: "
-        f"{', '.join(map(str, configuration.seeds))}; a cell is their mean (least to greatest). All rows answer the same "
-        f"{configuration.num_prompts} prompts about subjects never trained on.",
-        "",
-        *meanings,
-        "",
-        "The paper's figures are DINO-I, CLIP-I and CLIP-T on photographs, as secondary sources quote them: only orders "
-        f"can be compared. Two rows are told apart where their difference is more than {ERRORS:g} standard errors, over "
-        "prompts and seeds.",
+        f"Each row trains an aggregator and a DiT of width {network.width}, {network.num_layers} double and "
+        f"{network.num_single_layers} single blocks, from nothing on the emoji world: {steps} steps of {size} "
+        f"pictures, {steps * size} in all, whatever its phases. Autoencoder and MLLM are those of "
+        f"`{configuration.model}`, frozen. The paper trains a LoRA of a large DiT that could paint before.",
+        f"All rows answer the same {configuration.num_prompts} prompts about subjects never trained on. A cell is the "
+        f"mean over the seeds {', '.join(map(str, configuration.seeds))}, and its spread from least to greatest.",
+        meanings,
+        "The paper's figures are of photographs, as secondary sources quote them: only orders can be compared. Two "
+        f"rows are told apart where their difference is more than {ERRORS:g} standard errors, over prompts and seeds.",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(paragraphs)
 
 
 def section(name: str, table: Table, results: Results, typed: str) -> str:

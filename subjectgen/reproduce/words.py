@@ -36,7 +36,8 @@ def ours(pair: Comparison, figure: Figure) -> str:
     lead = f"{abs(pair.lead):.1f} ± {ERRORS * pair.error:.1f} {unit}"
     if pair.told_apart:
         return f"*{leader}* leads *{other}* by {lead}"
-    return f"*{pair.first}* and *{pair.second}* are not told apart ({lead})"
+    gap = f"*{leader}* ahead by {lead}" if pair.lead else "equal"
+    return f"*{pair.first}* and *{pair.second}* are not told apart ({gap})"
 
 
 def about_layers(weights: Mapping[str, Sequence[Sequence[float]]]) -> str:

@@ -75,9 +75,7 @@ class TestConfiguration:
             "layers": 4,
             "conditions": 2,
         }
-        with_figures = {
-            row.label for row in SHIPPED_CONFIGURATION.rows if set(row.paper) == {"dino_i", "clip_i", "clip_t"}
-        }
+        with_figures = {row.label for row in SHIPPED_CONFIGURATION.rows if set(row.paper) == set(PAPER)}
         without = {row.label for row in SHIPPED_CONFIGURATION.rows if not row.paper}
         assert without == {*labels["layers"], *labels["conditions"]}
         assert len(with_figures) + len(without) == len({row.label for row in SHIPPED_CONFIGURATION.rows})
@@ -319,7 +317,7 @@ class TestRuns:
             run.reproduce(replace(small, steps=4), done, done / "document.md", cutouts=cutouts)
 
     def test_hours_become_steps(self, small, renderer, out, monkeypatch):
-        """A timed act takes a second: 3 readings, 3 prompts (4 a second) of 4 rows, and a step of each of 2 trainings."""
+        """A timed act takes a second: 3 readings, 3 prompts (4 a second) of 4 rows, a step of each of 2 trainings."""
         monkeypatch.setattr(budget, "timed", lambda act: 1.0)
         monkeypatch.setattr(budget, "seconds_a_step", lambda phase: 1.0)
         jobs = jobs_of(small)

@@ -12,6 +12,7 @@ from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reproduce.configuration import Configuration, Row, Sampling
 from subjectgen.reproduce.measure import measure
 from subjectgen.reproduce.phase import RowPhase
+from subjectgen.train.checkpoint import NAME
 from subjectgen.train.loop import Budget, run
 
 POOLINGS = {"text": "text_pooling", "image": "image_pooling"}
@@ -92,6 +93,7 @@ def trained(job: Job, configuration: Configuration, renderer: Renderer, out: Pat
         if not export.is_dir():
             phase = RowPhase(configuration, job.training, part, renderer, out, seed=job.seed, before=before)
             run(phase, folder, Budget(steps=part.steps), phase.settings.schedule, resume=True)
+        (folder / part.name / NAME).unlink(missing_ok=True)  # the export is all that rows need of a phase that is done
         before = export
     return RowPhase(configuration, job.training, parts[-1], renderer, out, seed=job.seed, before=before)
 

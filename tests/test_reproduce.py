@@ -21,7 +21,7 @@ from subjectgen.models.dit.positions import position_features
 from subjectgen.reproduce import budget, run
 from subjectgen.reproduce.configuration import PAPER, SHIPPED, Part, Sampling, Training, read_configuration
 from subjectgen.reproduce.document import command, results_of, section, write_document
-from subjectgen.reproduce.measure import FIGURES
+from subjectgen.reproduce.measure import FIGURES, benchmark_of
 from subjectgen.reproduce.order import Comparison, comparisons, lead_of
 from subjectgen.reproduce.phase import RowPhase
 from subjectgen.reproduce.readings import Readings, copy_frozen
@@ -324,6 +324,14 @@ class TestRuns:
         assert budget.steps_within(1.1 * (3 + 3 + 2 * 50.5), small, jobs, renderer, None, out) == 50
         with pytest.raises(ValueError, match="2 trainings beside them do not fit into"):
             budget.steps_within(1.1 * 7, small, jobs, renderer, None, out)
+
+    def test_steps_are_timed_without_training(self, small, cutouts, renderer, out):
+        jobs = [job for job in jobs_of(small) if job.training == "dla"]
+        phase = budget.last_phase(small, jobs[0], renderer, out)
+        before = [weight.clone() for weight in phase.model.parameters()]
+        assert budget.seconds_a_step(phase) > 0
+        assert all(torch.equal(*both) for both in zip(phase.model.parameters(), before, strict=True))
+        assert budget.steps_within(1e6, small, jobs, renderer, benchmark_of(4, cutouts), out) > 1000
 
     def test_hours_count_once(self, small, cutouts, tmp_path, monkeypatch):
         """The first start settles the steps, also for shards that come later."""

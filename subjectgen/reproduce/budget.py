@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from subjectgen.data.batches import ALIKE
 from subjectgen.data.render import Renderer
 from subjectgen.reproduce.configuration import Configuration
 from subjectgen.reproduce.measure import measure
@@ -15,7 +16,7 @@ from subjectgen.reproduce.row import Job, guidance_of
 from subjectgen.train.loop import gradients
 from subjectgen.train.optimizer import Optimizers
 
-TIMED_STEPS = 5
+TIMED = range(0, 5 * ALIKE, ALIKE)  # steps: of different numbers of subjects
 TIMED_PROMPTS = 4
 SLACK = 1.1  # for EMA, checkpoints and sheets, which are not timed
 
@@ -46,15 +47,17 @@ def last_phase(configuration: Configuration, job: Job, renderer: Renderer, out: 
 
 
 def seconds_a_step(phase: RowPhase) -> float:
-    """Mean over TIMED_STEPS, after one that is not counted."""
-    optimizers, numbers = Optimizers(phase.model), count()
+    """Mean over TIMED, after one that is not counted; what the frozen networks do is not."""
+    optimizers = Optimizers(phase.model)
 
-    def step() -> None:
-        gradients(phase, [next(numbers)])
+    def step(number: int) -> None:
+        gradients(phase, [number])
         optimizers.step(0.0)
 
-    step()
-    return sum(timed(step) for _ in range(TIMED_STEPS)) / TIMED_STEPS
+    for number in TIMED:
+        phase.readings.at(number)
+    step(TIMED[0])
+    return sum(timed(partial(step, number)) for number in TIMED) / len(TIMED)
 
 
 def seconds_a_prompt(phase: RowPhase, job: Job, benchmark: Any) -> float:

@@ -158,6 +158,7 @@ class Configuration:
     num_prompts: int
     num_inference_steps: int
     negative: str
+    plotted: str
     network: Network
     phases: Mapping[str, PhaseSettings]
     trainings: Mapping[str, Training]
@@ -165,7 +166,7 @@ class Configuration:
 
     def __post_init__(self):
         known = {name for training in self.trainings.values() for name in training.phases}
-        used = {row.training for table in self.tables.values() for row in table.rows}
+        used = {row.training for table in self.tables.values() for row in table.rows} | {self.plotted}
         for kind, names, places in (("phase", known, self.phases), ("training", used, self.trainings)):
             for name in sorted(names - places.keys()):
                 raise ValueError(f"{kind} '{name}' is not described: expected one of {', '.join(places)}")
@@ -184,7 +185,7 @@ class Configuration:
 
     def binding(self) -> dict[str, Any]:
         """What every result of a folder must have in common, as JSON has it: all but the tables and the seeds."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("tables", "seeds")}
+        values = {name: value for name, value in asdict(self).items() if name not in ("tables", "seeds", "plotted")}
         return json.loads(json.dumps(values))
 
 

@@ -117,7 +117,7 @@ def command(name: str, configuration: Configuration, options: Sequence[str]) -> 
 
 def layers_section(configuration: Configuration, out: Path, document: Path) -> list[str]:
     """The plot of the weights of both LAPs over all layers, and what they say; nothing before they are learned."""
-    row = next((row for row in configuration.rows if reads_all(configuration, row)), None)
+    row = next((row for row in configuration.rows if row.training == configuration.plotted), None)
     found = [read_result(out, row, seed) for seed in configuration.seeds] if row else []
     seeds = [result["layer_weights"] for result in found if result is not None]
     if not seeds:
@@ -127,9 +127,3 @@ def layers_section(configuration: Configuration, out: Path, document: Path) -> l
     plot_layers(weights, picture)
     head = "## Which layers text and image tokens use"
     return [head, f"![weights of both LAPs by layer]({picture.name})", about_layers(weights)]
-
-
-def reads_all(configuration: Configuration, row: Row) -> bool:
-    """Whether it has both LAPs over all layers."""
-    training = configuration.trainings[row.training]
-    return training.aggregator == "dual" and training.layers == "all"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from subjectgen.files import whole_file
-from subjectgen.reproduce.configuration import PAPER, Configuration, Row, Table
+from subjectgen.reproduce.configuration import PAPER, Configuration, Table
 from subjectgen.reproduce.measure import FIGURES, MEANINGS, Figure
 from subjectgen.reproduce.order import ERRORS, Scores, comparisons
 from subjectgen.reproduce.plot import plot_layers

@@ -2,7 +2,20 @@
 
 import typer
 
-from subjectgen.cli import batch, comfyui, compare, encode, evaluate, generate, info, reason, serve, train, web
+from subjectgen.cli import (
+    batch,
+    comfyui,
+    compare,
+    encode,
+    evaluate,
+    generate,
+    info,
+    reason,
+    reproduce,
+    serve,
+    train,
+    web,
+)
 from subjectgen.cli.errors import Commands
 
 app = typer.Typer(
@@ -22,7 +35,18 @@ app.command()(serve.serve)
 app.command()(web.web)
 app.add_typer(train.commands)
 app.add_typer(evaluate.commands)
-app.add_typer(comfyui.commands)
+from subjectgen.cli import (
+    batch,
+    compare,
+    encode,
+    evaluate,
+    generate,
+    reason,
+    serve,
+    train,
+    web,
+)
+
 app.command()(info.info)
 
 

@@ -1,0 +1,129 @@
+"""docs/reproduction.md, from results alone: our figures beside the paper's, and where the order does not agree."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from subjectgen.files import whole_file
+from subjectgen.reproduce.configuration import PAPER, Configuration, Table
+from subjectgen.reproduce.measure import FIGURES, MEANINGS, Figure
+from subjectgen.reproduce.order import ERRORS, Scores, comparisons
+from subjectgen.reproduce.plot import plot_layers
+from subjectgen.reproduce.row import read_result
+from subjectgen.reproduce.words import about_layers, about_order
+
+Results = dict[str, dict[int, dict]]  # by label and seed
+
+
+def write_document(configuration: Configuration, out: Path, document: Path, options: Sequence[str] = ()) -> None:
+    """Write what is there of the tables, and the plot of the layers beside it."""
+    found = {name: results_of(table, configuration.seeds, out) for name, table in configuration.tables.items()}
+    sections = [
+        section(name, configuration.tables[name], results, command(name, configuration, options))
+        for name, results in found.items()
+        if results
+    ]
+    missing = [table.title for name, table in configuration.tables.items() if not found[name]]
+    parts = [introduction(configuration), *sections, *layers_section(configuration, out, document)]
+    if missing:
+        parts.append(f"Not run yet: {'; '.join(missing)}.")
+    with whole_file(document) as path:
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def results_of(table: Table, seeds: Sequence[int], out: Path) -> Results:
+    """What has been run of a table's rows."""
+    found = {row.label: {seed: read_result(out, row, seed) for seed in seeds} for row in table.rows}
+    return {
+        label: there
+        for label, each in found.items()
+        if (there := {seed: result for seed, result in each.items() if result is not None})
+    }
+
+
+def introduction(configuration: Configuration) -> str:
+    """What was done, in numbers of the configuration."""
+    network, steps, size = configuration.network, configuration.steps, configuration.batch_size
+    meanings = "\n".join(f"- {name}: {meaning}." for name, meaning in MEANINGS.items())
+    paragraphs = [
+        "# The paper's tables in small",
+        "Written by `subjectgen reproduce` from its results; not by hand.",
+        f"Each row trains an aggregator and a DiT of width {network.width}, {network.num_layers} double and "
+        f"{network.num_single_layers} single blocks, from nothing on the emoji world: {steps} steps of {size} "
+        f"pictures, {steps * size} in all, whatever its phases. Autoencoder and MLLM are those of "
+        f"`{configuration.model}`, frozen. The paper trains a LoRA of a large DiT that could paint before.",
+        f"All rows answer the same {configuration.num_prompts} prompts about subjects never trained on. A cell is the "
+        f"mean over the seeds {', '.join(map(str, configuration.seeds))}, and its spread from least to greatest.",
+        meanings,
+        "The paper's figures are of photographs, as secondary sources quote them: only orders can be compared. Two "
+        f"rows are told apart where their difference is more than {ERRORS:g} standard errors, over prompts and seeds.",
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def section(name: str, table: Table, results: Results, typed: str) -> str:
+    """A table, what its order says, and its command."""
+    parts = [f"## {table.title}", *([table.note] if table.note else []), grid(table, results)]
+    parts += [*ordered(table, results), f"`{typed}`"]
+    return "\n\n".join(parts)
+
+
+def grid(table: Table, results: Results) -> str:
+    """Our figures, and the paper's where it has any."""
+    paper = PAPER if any(row.paper for row in table.rows) else {}
+    heads = ["", *(f"{f.heading}, {f.unit}" for f in FIGURES), *(f"paper: {head}" for head in paper.values())]
+    lines = [heads, ["--", *["--:"] * (len(heads) - 1)]]
+    for row in table.rows:
+        ours = [cell(figure, results.get(row.label, {})) for figure in FIGURES]
+        lines.append([row.label, *ours, *(f"{row.paper[key]:.4f}" if key in row.paper else "" for key in paper)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(figure: Figure, results: dict[int, dict]) -> str:
+    """Mean over seeds, and their spread where there are several."""
+    means = [figure.scale * float(scores_of(result, figure).mean()) for result in results.values()]
+    if not means:
+        return "not run"
+    spread = f" ({min(means):.1f} to {max(means):.1f})" if len(means) > 1 else ""
+    return f"{np.mean(means):.1f}{spread}"
+
+
+def scores_of(result: dict, figure: Figure) -> np.ndarray:
+    return np.array([each[figure.name] for each in result["scores"]])
+
+
+def ordered(table: Table, results: Results) -> list[str]:
+    """For each figure a paragraph about the order of the rows, from seeds that all rows have."""
+    seeds = set.intersection(*(set(each) for each in results.values()))
+    if len(results) < len(table.rows) or not seeds:
+        return ["Not all rows have been run: nothing is said of their order."]
+    paragraphs = []
+    for figure in FIGURES:
+        scores = [(row.label, stacked(results[row.label], sorted(seeds), figure)) for row in table.rows]
+        pairs = comparisons(scores, [row.paper.get(figure.paper) for row in table.rows])
+        paragraphs.append(about_order(figure, pairs))
+    return paragraphs
+
+
+def stacked(results: dict[int, dict], seeds: Sequence[int], figure: Figure) -> Scores:
+    return figure.scale * np.stack([scores_of(results[seed], figure) for seed in seeds])
+
+
+def command(name: str, configuration: Configuration, options: Sequence[str]) -> str:
+    """What makes a table."""
+    return " ".join(["subjectgen reproduce", "--only", name, "--steps", str(configuration.steps), *options])
+
+
+def layers_section(configuration: Configuration, out: Path, document: Path) -> list[str]:
+    """The plot of the weights of both LAPs over all layers, and what they say; nothing before they are learned."""
+    row = next((row for row in configuration.rows if row.training == configuration.plotted), None)
+    found = [read_result(out, row, seed) for seed in configuration.seeds] if row else []
+    seeds = [result["layer_weights"] for result in found if result is not None]
+    if not seeds:
+        return []
+    weights = {kind: [each[kind] for each in seeds] for kind in seeds[0]}
+    picture = document.with_name(f"{document.stem}-layers.svg")
+    plot_layers(weights, picture)
+    head = "## Which layers text and image tokens use"
+    return [head, f"![weights of both LAPs by layer]({picture.name})", about_layers(weights)]

@@ -1,0 +1,77 @@
+"""What rows are measured by: the emoji benchmark's figures of each prompt. The only file that knows the benchmark."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from subjectgen.evaluate.emoji import EmojiBenchmark
+from subjectgen.generate.guide import Guidance
+from subjectgen.generate.stages import Stage
+from subjectgen.pipeline import SubjectPipeline
+
+OBEDIENCE = ("ground", "place")
+BATCH = 20  # pictures painted together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure of a prompt, how its mean is told, and the figure of the paper whose order it is compared with."""
+
+    name: str
+    heading: str
+    scale: float
+    unit: str
+    paper: str | None = None
+
+
+FIGURES = (
+    Figure(name="identity", heading="identity", scale=100.0, unit="%", paper="dino_i"),
+    Figure(name="obedience", heading="obedience", scale=100.0, unit="%", paper="clip_t"),
+    Figure(name="region_psnr", heading="region PSNR", scale=1.0, unit="dB", paper="clip_i"),
+)
+MEANINGS = {
+    "identity": "the subject is nearest to its own rendered truth, of 60 subjects never trained on",
+    "obedience": "the mean of ground colour (of 12) and place (of 9) being right",
+    "region PSNR": "of the subject's box, against the rendered truth",
+}
+
+
+def benchmark_of(num_prompts: int, cutouts: Path | None = None) -> EmojiBenchmark:
+    """Prompts about subjects never trained on, the same for every row."""
+    return EmojiBenchmark(num_prompts, cutouts)
+
+
+def measure(
+    pipe: SubjectPipeline,
+    benchmark: EmojiBenchmark,
+    stages: Sequence[Stage],
+    guidance: Guidance,
+    name: str,
+    num_prompts: int,
+) -> list[dict[str, float]]:
+    """The figures of the first prompts; prompt i has its own seed, the same in every row."""
+    scores = []
+    for start in track(range(0, num_prompts, BATCH), f"measuring, {name}"):
+        cases = benchmark.cases[start : min(start + BATCH, num_prompts)]
+        result = pipe(
+            [case.prompt for case in cases],
+            [benchmark.references(case) for case in cases],
+            stages=list(stages),
+            guidance=guidance,
+            generator=[torch.Generator().manual_seed(case.seed) for case in cases],
+            output_type="pt",
+        )
+        pictures = result.images.float().cpu() * 2 - 1
+        scores += [benchmark.score_pixels(case, [each])[0] for case, each in zip(cases, pictures, strict=True)]
+    return [
+        {
+            "identity": each["identity"],
+            "obedience": float(np.mean([each[name] for name in OBEDIENCE])),
+            "region_psnr": each["region_psnr"],
+        }
+        for each in scores
+    ]

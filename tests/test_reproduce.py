@@ -1,0 +1,456 @@
+"""The paper's tables in small: every row trains, rows differ in what they say, and words follow from figures."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_reproduction import tiny_configuration, tiny_file, tiny_model
+from tiny_subjects import cutout_folder
+from typer.testing import CliRunner
+
+from subjectgen.cli import app
+from subjectgen.cli.reproduce import parse_shard
+from subjectgen.data.batches import generator_of
+from subjectgen.evaluate import emoji
+from subjectgen.generate.stages import STAGE_PRESETS, Stage
+from subjectgen.models.dit.positions import position_features
+from subjectgen.reproduce import budget, run
+from subjectgen.reproduce.configuration import PAPER, SHIPPED, Part, Sampling, Training, read_configuration
+from subjectgen.reproduce.document import command, results_of, section, write_document
+from subjectgen.reproduce.measure import FIGURES, benchmark_of
+from subjectgen.reproduce.order import Comparison, comparisons, lead_of
+from subjectgen.reproduce.phase import RowPhase
+from subjectgen.reproduce.readings import Readings, copy_frozen
+from subjectgen.reproduce.row import finish, jobs_of, result_path
+from subjectgen.reproduce.words import about_layers, about_order
+from subjectgen.train.mini import seen_subjects
+from subjectgen.train.subject import DRAWS, GRID
+from subjectgen.types import Condition, IdentityTokens, SemanticTokens
+
+SHIPPED_CONFIGURATION = read_configuration()
+EVERY = [(name, part) for name, each in SHIPPED_CONFIGURATION.trainings.items() for part in each.parts(100)]
+CACHED, JOINT = "dla", "joint"
+IDENTITY, OBEDIENCE, _ = FIGURES
+
+
+@pytest.fixture(scope="module")
+def cutouts(tmp_path_factory):
+    return cutout_folder(tmp_path_factory.mktemp("cutouts"), seen=5, unseen=emoji.NUM_SUBJECTS)
+
+
+@pytest.fixture(scope="module")
+def renderer(cutouts):
+    return seen_subjects(cutouts, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory):
+    return tiny_configuration(tiny_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def out(configuration, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    copy_frozen(configuration.model, folder)
+    return folder
+
+
+def phase_of(configuration, renderer, out, training, name="stage2", begin=0):
+    return RowPhase(configuration, training, Part(name=name, begin=begin, steps=1), renderer, out, seed=0)
+
+
+class TestConfiguration:
+    def test_the_rows_of_the_paper_have_its_figures(self):
+        """As `method.md` quotes them: Tables 1, 6, 7 and C, every row, and no figure where none could be read."""
+        labels = {name: [row.label for row in table.rows] for name, table in SHIPPED_CONFIGURATION.tables.items()}
+        assert {name: len(rows) for name, rows in labels.items()} == {
+            "table-1": 2,
+            "table-6": 4,
+            "table-7": 3,
+            "table-c": 5,
+            "layers": 4,
+            "conditions": 2,
+        }
+        with_figures = {row.label for row in SHIPPED_CONFIGURATION.rows if set(row.paper) == set(PAPER)}
+        without = {row.label for row in SHIPPED_CONFIGURATION.rows if not row.paper}
+        assert without == {*labels["layers"], *labels["conditions"]}
+        assert len(with_figures) + len(without) == len({row.label for row in SHIPPED_CONFIGURATION.rows})
+        ours = {row.paper["dino_i"] for row in SHIPPED_CONFIGURATION.rows if row.training == "dla" and row.paper}
+        assert ours == {0.6905, 0.7490, 0.7482, 0.7282, 0.7431}
+
+    def test_groups_of_layers(self):
+        """Those of the paper for 29 hidden states; for mini's seven each layer is in one group."""
+        groups = [Training(phases={"stage1": 1}, layers=name) for name in ("early", "mid", "late", "all")]
+        assert [group.layer_range(29) for group in groups] == [(0, 9), (10, 19), (20, 28), (0, 28)]
+        assert [group.layer_range(7) for group in groups] == [(0, 2), (3, 4), (5, 6), (0, 6)]
+
+    def test_phases_share_the_budget(self):
+        parts = SHIPPED_CONFIGURATION.trainings["dla"].parts(35_000)
+        assert [(part.name, part.begin, part.steps) for part in parts] == [
+            ("stage1", 0, 25_000),
+            ("stage2", 25_000, 10_000),
+        ]
+        totals = {sum(part.steps for part in each.parts(1001)) for each in SHIPPED_CONFIGURATION.trainings.values()}
+        assert totals == {1001}
+        with pytest.raises(ValueError, match="steps=1 leave none for one of stage1, stage2"):
+            SHIPPED_CONFIGURATION.trainings["dla"].parts(1)
+
+    def test_stages(self):
+        assert Sampling().stages == STAGE_PRESETS["paper"]
+        assert Sampling(tau=(0.0, 0.0)).stages == (Stage(0.0, identity=0.0),)
+        assert Sampling(tau=(0.9, 0.0)).stages == (Stage(0.9, identity=0.0), Stage(0.0))
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ('aggregator = "last"', 'aggregator = "lats"', "aggregator='lats': expected one of last"),
+            ("phases = { masked = 1 }", "phases = { mask = 1 }", "phase 'mask' is not described"),
+            ('training = "joint"', 'training = "jiont"', "training 'jiont' is not described"),
+            ("batch_size = 16", "batch_sise = 16", "'batch_sise' is unknown: expected model"),
+            ("[network]", "[net]", "lacks 'network'"),
+        ],
+    )
+    def test_mistakes_are_named(self, tmp_path, old, new, message):
+        text = SHIPPED.read_text()
+        assert old in text
+        (tmp_path / "wrong.toml").write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match=message):
+            read_configuration(tmp_path / "wrong.toml")
+
+    def test_no_such_file_or_table(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"none\.toml' is not there"):
+            read_configuration(tmp_path / "none.toml")
+        with pytest.raises(ValueError, match="--only 'table-2': expected one of table-1"):
+            SHIPPED_CONFIGURATION.chosen(["table-2"])
+
+
+class TestTraining:
+    @pytest.mark.parametrize(("training", "part"), EVERY, ids=[f"{name}-{part.name}" for name, part in EVERY])
+    def test_every_phase_of_every_row_learns(self, configuration, renderer, out, training, part):
+        phase = phase_of(configuration, renderer, out, training, part.name)
+        loss, _ = phase.loss(0)
+        loss.backward()
+        moved = {name for name, p in phase.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert torch.isfinite(loss)
+        assert any(name.startswith("transformer") for name in moved)
+        assert any(name.startswith("aggregator") for name in moved)
+        assert any(".pool.weight" in name for name in moved) == (phase.training.aggregator in ("shared", "dual"))
+
+    def test_aggregators_are_those_of_the_table(self, configuration, renderer, out):
+        made = {name: phase_of(configuration, renderer, out, name).aggregator for name in configuration.trainings}
+        assert {name: made[name].mode for name in ("last", "last-vit", "one-lap", "dla")} == {
+            "last": "last",
+            "last-vit": "last_vit",
+            "one-lap": "shared",
+            "dla": "dual",
+        }
+        assert {name: [*made[name].layers] for name in ("early", "mid", "late", "dla")} == {
+            "early": [0],
+            "mid": [1],
+            "late": [2],
+            "dla": [0, 1, 2],
+        }
+
+    @pytest.mark.parametrize("training", [CACHED, JOINT])
+    @pytest.mark.parametrize("kinds", [(True, True), (True, False), (False, True)])
+    def test_it_trains_what_is_sampled(self, configuration, renderer, out, training, kinds):
+        """The velocity of a padded batch is that of the denoiser under a list of conditions, as a pipeline calls it."""
+        phase = phase_of(configuration, renderer, out, training)
+        with torch.no_grad():  # as after some training: else conditions hardly act
+            for weight in phase.model.parameters():
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
+        reading, sigma = phase.readings.at(0), torch.full((2,), 0.6)
+        noise = torch.randn(reading.image.shape, generator=torch.Generator().manual_seed(1))
+        semantic, identity = (torch.full((2,), kind) for kind in kinds)
+        with torch.no_grad():
+            ours = phase.velocity(reading, noise, sigma, semantic, identity).float()
+            theirs = sampled(phase, reading, noise, sigma, kinds)
+            other = sampled(phase, reading, noise, sigma, (not kinds[0], True))
+        assert (ours - theirs).abs().max() < 0.1 * (other - theirs).abs().max()
+
+    def test_masks_are_the_paper_s_stages(self, configuration, renderer, out):
+        """Meaning alone above .95, both down to .85, identity alone below."""
+        settings = replace(configuration.phases["masked"], both=0.0)
+        configuration = replace(configuration, phases={**configuration.phases, "masked": settings})
+        phase = phase_of(configuration, renderer, out, "masked", "masked")
+        sigma = torch.tensor([0.99, 0.96, 0.9, 0.86, 0.84, 0.1])
+        semantic, identity = phase.seen(sigma, generator_of(0, 0, torch.device("cpu")))
+        assert semantic.tolist() == [True, True, True, True, False, False]
+        assert identity.tolist() == [False, False, True, True, True, True]
+
+    def test_all_draws_of_a_picture_drop_the_same(self, configuration, renderer, out):
+        phase = phase_of(configuration, renderer, out, "single", "single")
+        kinds = phase.seen(torch.full((DRAWS * 500,), 0.5), generator_of(0, 0, torch.device("cpu")))
+        semantic, identity = (kind.reshape(DRAWS, 500).float() for kind in kinds)
+        assert (semantic[0] == semantic[1]).all() and (identity[0] == identity[1]).all()
+        assert semantic[0].mean().item() == pytest.approx(1 - 0.3 - 0.05, abs=0.06)
+        assert identity[0].mean().item() == pytest.approx(1 - 0.1 - 0.05, abs=0.06)
+
+    def test_stage_2_goes_on_with_the_next_pictures(self, configuration, renderer, out):
+        phase = phase_of(configuration, renderer, out, CACHED, begin=1)
+        shown = []
+        phase.readings.on = lambda number, _: shown.append(number) or phase.readings.at(number)
+        phase.loss(0)
+        phase.loss(1)
+        assert shown == [1, 2]
+
+    def test_pictures_are_read_once_for_all_rows(self, configuration, renderer, out, tmp_path):
+        first = phase_of(configuration, renderer, out, CACHED)
+        numbers = []
+        readings = Readings(tmp_path, 2, lambda number: numbers.append(number) or first.read(number))
+        again = Readings(tmp_path, 2, lambda number: pytest.fail("read twice"))
+        for step in (0, 1, 2, 3):
+            assert all(torch.equal(a, b) for a, b in pairs(readings.at(step), again.at(step)))
+        assert numbers == [0, 1]
+        assert all(torch.equal(a, b) for a, b in pairs(readings.at(2), readings.at(0)))
+
+    def test_a_sheet_has_truths_and_paintings(self, configuration, renderer, out):
+        assert phase_of(configuration, renderer, out, JOINT).sheet().size == (2 * 128, 2 * 128)
+
+
+def pairs(first, second):
+    return zip(vars(first).values(), vars(second).values(), strict=True)
+
+
+def sampled(phase, reading, noise, sigma, kinds):
+    """By the lists of conditions that sampling uses, one picture at a time."""
+    velocities = []
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens, pooled = phase.aggregator(reading.states.float(), reading.is_image, reading.mask)
+        for row, mask in enumerate(reading.mask):
+            condition = Condition(
+                semantic=SemanticTokens(tokens=tokens[row, mask].float(), pooled=pooled[row].float()),
+                identity=IdentityTokens(
+                    tokens=tuple(reading.references[row]),
+                    grids=(GRID,) * reading.references.shape[1],
+                    masks=tuple(reading.counted[row]),
+                ),
+            )
+            context = phase.denoiser.prepare([condition], GRID, *map(float, kinds), phase.aggregator.null_pooled)
+            assert torch.equal(context.features, position_features(*GRID, 16)[None])
+            velocities.append(phase.denoiser.velocity(noise[row : row + 1], sigma[row], context))
+    return torch.cat(velocities).float()
+
+
+@pytest.fixture(scope="module")
+def small(configuration):
+    """Two trainings, three results a seed, one seed."""
+    tables = {name: configuration.tables[name] for name in ("table-1", "table-c")}
+    tables["table-c"] = replace(tables["table-c"], rows=tables["table-c"].rows[:2])
+    return replace(configuration, tables=tables, seeds=[0])
+
+
+@pytest.fixture(scope="module")
+def done(small, cutouts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("done")
+    run.reproduce(small, folder, folder / "document.md", cutouts=cutouts)
+    return folder
+
+
+def results(folder):
+    return {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
+
+
+class TestRuns:
+    def test_rows_that_are_alike_share_a_result(self):
+        """11 trainings a seed; Table C samples one of them in four more ways."""
+        jobs = jobs_of(SHIPPED_CONFIGURATION)
+        assert len(jobs) == 2 * len(SHIPPED_CONFIGURATION.trainings) == 22
+        assert sum(len(job.rows) for job in jobs) == 2 * (11 + 4)
+        assert {job.seed for job in jobs[:11]} == {0}
+
+    def test_a_result_a_row(self, small, done):
+        assert set(results(done)) == {
+            "mllm-only-tau0-0-cfg2.5-seed0.json",
+            "dla-tau0.95-0.85-cfg2.5-seed0.json",
+            "dla-tau0-0-cfg2.5-seed0.json",
+            "dla-tau0.97-0.9-cfg2.5-seed0.json",
+        }
+        result = json.loads(results(done)["dla-tau0-0-cfg2.5-seed0.json"])
+        assert len(result["scores"]) == 3 and set(result["scores"][0]) == {figure.name for figure in FIGURES}
+        assert {kind: len(weights) for kind, weights in result["layer_weights"].items()} == {"text": 3, "image": 3}
+
+    def test_what_is_done_is_not_done_again(self, small, done, cutouts, renderer, monkeypatch):
+        before = results(done)
+        monkeypatch.setattr("subjectgen.reproduce.row.RowPhase", lambda *_, **__: pytest.fail("trained again"))
+        run.reproduce(small, done, done / "document.md", cutouts=cutouts)
+        assert results(done) == before
+
+    def test_a_lost_result_is_measured_again_and_not_trained(self, small, done, cutouts, monkeypatch):
+        before = results(done)
+        (done / "results" / "dla-tau0-0-cfg2.5-seed0.json").unlink()
+        monkeypatch.setattr("subjectgen.reproduce.row.run", lambda *_, **__: pytest.fail("trained again"))
+        run.reproduce(small, done, done / "document.md", cutouts=cutouts)
+        assert results(done) == before
+
+    def test_a_run_that_was_stopped_goes_on(self, small, done, cutouts, tmp_path, monkeypatch):
+        """Stopped in stage 2: the results are those of a run that was not."""
+        real = RowPhase.loss
+
+        def stopped(phase, step):
+            if phase.name == "stage2":
+                signal_to_stop()
+            return real(phase, step)
+
+        only = replace(small, tables={"table-c": small.tables["table-c"]})
+        monkeypatch.setattr(RowPhase, "loss", stopped)
+        with pytest.raises(KeyboardInterrupt, match="run the same again"):
+            run.reproduce(only, tmp_path, tmp_path / "document.md", cutouts=cutouts)
+        assert not (tmp_path / "results").exists()
+        monkeypatch.setattr(RowPhase, "loss", real)
+        run.reproduce(only, tmp_path, tmp_path / "document.md", cutouts=cutouts)
+        assert results(tmp_path).items() <= results(done).items()
+
+    def test_shards_share_the_work(self, small, done, cutouts, tmp_path):
+        for index in (1, 2):
+            run.reproduce(small, tmp_path, tmp_path / "document.md", shard=(index, 2), cutouts=cutouts)
+            trained = {path.name for path in (tmp_path / "trained").iterdir()}
+            assert trained == ({"mllm-only-seed0"} if index == 1 else {"mllm-only-seed0", "dla-seed0"})
+        assert results(tmp_path) == results(done)
+
+    def test_another_configuration_is_refused(self, small, done, cutouts):
+        with pytest.raises(ValueError, match="holds rows with steps=3, this is 4: expected one configuration a folder"):
+            run.reproduce(replace(small, steps=4), done, done / "document.md", cutouts=cutouts)
+
+    def test_hours_become_steps(self, small, renderer, out, monkeypatch):
+        """A timed act takes a second: 3 readings, 3 prompts (4 a second) of 4 rows, a step of each of 2 trainings."""
+        monkeypatch.setattr(budget, "timed", lambda act: 1.0)
+        monkeypatch.setattr(budget, "seconds_a_step", lambda phase: 1.0)
+        jobs = jobs_of(small)
+        assert budget.steps_within(1.1 * (3 + 3 + 2 * 50.5), small, jobs, renderer, None, out) == 50
+        with pytest.raises(ValueError, match="2 trainings beside them do not fit into"):
+            budget.steps_within(1.1 * 7, small, jobs, renderer, None, out)
+
+    def test_steps_are_timed_without_training(self, small, cutouts, renderer, out):
+        jobs = [job for job in jobs_of(small) if job.training == "dla"]
+        phase = budget.last_phase(small, jobs[0], renderer, out)
+        before = [weight.clone() for weight in phase.model.parameters()]
+        assert budget.seconds_a_step(phase) > 0
+        assert all(torch.equal(*both) for both in zip(phase.model.parameters(), before, strict=True))
+        assert budget.steps_within(1e6, small, jobs, renderer, benchmark_of(4, cutouts), out) > 1000
+
+    def test_hours_count_once(self, small, cutouts, tmp_path, monkeypatch):
+        """The first start settles the steps, also for shards that come later."""
+        monkeypatch.setattr(run, "steps_within", lambda *_: 4)
+        run.reproduce(small, tmp_path, tmp_path / "d.md", only=["table-1"], hours=1.0, shard=(2, 2), cutouts=cutouts)
+        monkeypatch.setattr(run, "steps_within", lambda *_: pytest.fail("timed again"))
+        run.reproduce(small, tmp_path, tmp_path / "d.md", only=["table-1"], hours=1.0, cutouts=cutouts)
+        assert run.settled(tmp_path)["steps"] == 4
+
+    def test_command_line(self, configuration, cutouts, tmp_path):
+        file = tiny_file(configuration.model, tmp_path / "tiny.toml")
+        words = ["reproduce", "--only", "conditions", "--steps", "2", "--out", tmp_path / "out", "--config", file]
+        words += ["--document", tmp_path / "docs/reproduction.md", "--cutouts", cutouts, "--shard", "1/1"]
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        text = (tmp_path / "docs/reproduction.md").read_text()
+        assert f"`subjectgen reproduce --only conditions --steps 2 --config {file} --cutouts {cutouts} --out" in text
+        assert "| joint |" in text
+        assert text.count("Not all rows have been run") == 5  # of tables that share the row that is cached
+
+    def test_refusals(self):
+        for words, said in (
+            (["--steps", "2", "--hours", "1"], "expected one budget"),
+            (["--shard", "3/2"], "expected i/n with i from 1 to n"),
+            (["--only", "table-9"], "expected one of table-1"),
+        ):
+            result = CliRunner().invoke(app, ["reproduce", *words])
+            assert result.exit_code == 2 and said in result.output.replace("\n", " ")
+        assert parse_shard("2/4") == (2, 4)
+
+
+def signal_to_stop():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+class TestOrder:
+    def test_lead_and_error(self):
+        """Differences of two seeds and four prompts by hand: 1 0 1 0 and 1 2 1 2."""
+        first, second = np.array([[2.0, 2, 2, 2], [3, 4, 3, 4]]), np.array([[1.0, 2, 1, 2], [2, 2, 2, 2]])
+        lead, error = lead_of(first, second)
+        assert lead == 1.0
+        prompts, seeds = np.array([1.0, 1, 1, 1]), np.array([0.5, 1.5])
+        assert error == pytest.approx(np.sqrt(prompts.var(ddof=1) / 4 + seeds.var(ddof=1) / 2))
+        assert lead_of(first[:1], second[:1]) == (0.5, pytest.approx(np.sqrt(np.var([1, 0, 1, 0], ddof=1) / 4)))
+
+    def test_pairs(self):
+        rows = [("a", np.array([[1.0, 1, 0, 0]])), ("b", np.zeros((1, 4))), ("c", np.ones((1, 4)) * 9)]
+        ab, ac, bc = comparisons(rows, [0.7, 0.6, None])
+        assert (ab.first, ab.second, ab.lead, ab.paper) == ("a", "b", 0.5, pytest.approx(0.1))
+        assert not ab.told_apart and ab.agrees
+        assert (ac.lead, ac.paper, ac.told_apart) == (-8.5, None, True)
+        assert (bc.lead, bc.error, bc.told_apart) == (-9, 0, True)
+        with pytest.raises(ValueError, match="expected rows that the paper has figures of"):
+            _ = ac.agrees
+
+    def test_words(self):
+        def pair(lead, paper, names="ab"):
+            return Comparison(first=names[0], second=names[1], lead=lead, error=1.0, paper=paper)
+
+        said = about_order(IDENTITY, [pair(5.0, 0.1), pair(-4.0, 0.0252, "ac"), pair(1.5, -0.01, "bc")])
+        assert said == (
+            "**Identity**, against the paper's DINO-I: 1 of 3 pairs in its order, 1 the other way round, 1 not told "
+            "apart. "
+            "In the paper *a* leads *c* by 0.0252; here *c* leads *a* by 4.0 ± 2.0 points. "
+            "In the paper *c* leads *b* by 0.0100; here *b* and *c* are not told apart (*b* ahead by 1.5 ± 2.0 points)."
+        )
+        assert about_order(OBEDIENCE, [pair(-3.0, None)]) == "**Obedience**: *b* leads *a* by 3.0 ± 2.0 points."
+
+    def test_words_about_layers(self):
+        said = about_layers({"text": [[0.1, -0.6], [0.3, -0.2]], "image": [[0.5, 0.25], [0.5, 0.25]]})
+        assert said.startswith("Text tokens: hidden state 1 weighs most (-0.400), 1 of 2 are negative. Image tokens:")
+        assert "hidden state 0 weighs most (+0.500), 0 of 2 are negative." in said
+
+
+class TestDocument:
+    def made(self, configuration, out, scores):
+        """A result of each row of a table: the same figures for all prompts but the first."""
+        for row, by_seed in scores:
+            for seed, identity in enumerate(by_seed):
+                path = result_path(out, row, seed)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                prompts = [{"identity": float(k < identity), "obedience": 0.5, "region_psnr": 12.0} for k in range(10)]
+                weights = {"text": [0.5, 0.5], "image": [0.5, -0.5]}
+                path.write_text(json.dumps({"scores": prompts, "layer_weights": weights}))
+
+    def test_a_table(self, tmp_path):
+        table = SHIPPED_CONFIGURATION.tables["table-1"]
+        self.made(SHIPPED_CONFIGURATION, tmp_path, zip(table.rows, ([2, 3], [9, 8]), strict=True))
+        text = section(
+            "table-1", table, results_of(table, [0, 1], tmp_path), command("table-1", SHIPPED_CONFIGURATION, ())
+        )
+        assert (
+            "| MLLM only | 25.0 (20.0 to 30.0) | 50.0 (50.0 to 50.0) | 12.0 (12.0 to 12.0) | 0.6788 | 0.8228 |" in text
+        )
+        assert "| MLLM + VAE | 85.0 (80.0 to 90.0) |" in text
+        assert "DINO-I: 1 of 1 pair in its order, 0 the other way round, 0 not told apart." in text
+        assert "here *MLLM only* and *MLLM + VAE* are not told apart (equal)" in text
+        assert text.endswith("`subjectgen reproduce --only table-1 --steps 2000`")
+
+    def test_what_is_not_there_is_said(self, tmp_path):
+        table = SHIPPED_CONFIGURATION.tables["layers"]
+        self.made(SHIPPED_CONFIGURATION, tmp_path, [(table.rows[3], [2])])
+        write_document(SHIPPED_CONFIGURATION, tmp_path, tmp_path / "docs" / "reproduction.md")
+        text = (tmp_path / "docs" / "reproduction.md").read_text()
+        assert "| early | not run | not run | not run |" in text
+        assert "| all | 20.0 | 50.0 | 12.0 |" in text
+        assert "Not all rows have been run: nothing is said of their order." in text
+        assert "Not run yet" not in text  # the training of this row is in every table
+
+    def test_the_plot_has_both_laps(self, tmp_path):
+        table = SHIPPED_CONFIGURATION.tables["layers"]
+        self.made(SHIPPED_CONFIGURATION, tmp_path, [(table.rows[3], [2, 3])])
+        write_document(SHIPPED_CONFIGURATION, tmp_path, tmp_path / "reproduction.md")
+        picture = (tmp_path / "reproduction-layers.svg").read_text()
+        assert "text tokens" in picture and "image tokens" in picture and "hidden state" in picture
+        assert "(reproduction-layers.svg)" in (tmp_path / "reproduction.md").read_text()
+
+    def test_nothing_but_results_is_needed(self, configuration, renderer, tmp_path):
+        job = jobs_of(configuration)[0]
+        self.made(configuration, tmp_path, [(row, [1]) for row in job.rows])
+        finish(job, configuration, renderer, None, tmp_path)
+        assert not (tmp_path / "trained").exists()

@@ -35,18 +35,8 @@ app.command()(serve.serve)
 app.command()(web.web)
 app.add_typer(train.commands)
 app.add_typer(evaluate.commands)
-from subjectgen.cli import (
-    batch,
-    compare,
-    encode,
-    evaluate,
-    generate,
-    reason,
-    serve,
-    train,
-    web,
-)
-
+app.command()(reproduce.reproduce)
+app.add_typer(comfyui.commands)
 app.command()(info.info)
 
 

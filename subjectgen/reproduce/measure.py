@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.progress import track
 
@@ -13,7 +12,6 @@ from subjectgen.generate.guide import Guidance
 from subjectgen.generate.stages import Stage
 from subjectgen.pipeline import SubjectPipeline
 
-OBEDIENCE = ("ground", "place")
 BATCH = 20  # pictures painted together
 
 
@@ -35,7 +33,7 @@ FIGURES = (
 )
 MEANINGS = {
     "identity": "the subject is nearest to its own rendered truth, of 60 subjects never trained on",
-    "obedience": "the mean of ground colour (of 12) and place (of 9) being right",
+    "obedience": "the mean of ground colour, place, size and pose being right",
     "region PSNR": "of the subject's box, against the rendered truth",
 }
 
@@ -67,11 +65,4 @@ def measure(
         )
         pictures = result.images.float().cpu() * 2 - 1
         scores += [benchmark.score_pixels(case, [each])[0] for case, each in zip(cases, pictures, strict=True)]
-    return [
-        {
-            "identity": each["identity"],
-            "obedience": float(np.mean([each[name] for name in OBEDIENCE])),
-            "region_psnr": each["region_psnr"],
-        }
-        for each in scores
-    ]
+    return [{figure.name: each[figure.name] for figure in FIGURES} for each in scores]

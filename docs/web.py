@@ -28,7 +28,7 @@ def paint_example(page) -> None:
     page.locator(".example").nth(1).click()
     page.get_by_label("image 2 is called").fill("car")
     page.locator("#prompt textarea").fill("image 1 on the left and the car on the right on a teal ground")
-    page.get_by_role("radio", name="free").check()
+    page.get_by_role("radio", name="faithful").check()
     page.get_by_role("button", name="Paint", exact=True).click()
     expect(page.locator("#status")).to_contain_text("2 pictures painted.", timeout=MILLISECONDS)
     page.get_by_text("See why").click()

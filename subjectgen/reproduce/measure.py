@@ -23,7 +23,7 @@ class Figure:
     heading: str
     scale: float
     unit: str
-    paper: str | None = None
+    paper: str
 
 
 FIGURES = (

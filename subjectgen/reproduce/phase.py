@@ -236,5 +236,5 @@ def new_transformer(network: Network, latent_channels: int) -> FluxTransformer2D
         num_attention_heads=network.width // network.head_dim,
         joint_attention_dim=network.width,
         pooled_projection_dim=network.width,
-        axes_dims_rope=tuple(network.rope_dims),
+        axes_dims_rope=tuple(network.rope_dims),  # type: ignore[arg-type]  (three, as many as axes)
     )

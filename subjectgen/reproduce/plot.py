@@ -32,9 +32,9 @@ def plot_layers(weights: Mapping[str, Sequence[Sequence[float]]], path: Path) ->
         axes.bar(places, values.mean(0), BAR, color=COLOURS[kind], label=f"{kind} tokens", gid=f"bars-{kind}")
         axes.plot(places, values.T, ".", color="black", markersize=4)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_xticks(range(values.shape[1]))
+    axes.set_xticks(range(max(len(layers) for seeds in weights.values() for layers in seeds)))
     axes.set_xlabel("hidden state (0 is the embedding)")
     axes.set_ylabel("learned weight")
     axes.legend()
-    with rc_context(SETTINGS), whole_file(path) as temporary:
+    with rc_context(SETTINGS), whole_file(path) as temporary:  # type: ignore[arg-type]  (their names are rcParams)
         figure.savefig(temporary, format="svg", metadata=METADATA)

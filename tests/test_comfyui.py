@@ -25,9 +25,10 @@ from subjectgen.comfyui.models import adapter_places, add_folders, model_places,
 from subjectgen.comfyui.pictures import image_from_pictures, references, references_from_sockets
 from subjectgen.comfyui.sample_node import Sample
 from subjectgen.comfyui.stages_node import TWO_TAUS, Stages
-from subjectgen.comfyui.steps import PREVIEW_LATENTS, Steps, _at_sigma_0, _small
+from subjectgen.comfyui.steps import PREVIEW_LATENTS, Steps, _small
 from subjectgen.comfyui.subject_nodes import EncodeSubjects, LoadSubjects, SaveSubjects
 from subjectgen.generate.stages import STAGE_PRESETS, resolve_stages
+from subjectgen.generate.to_image import at_sigma_0
 from subjectgen.images import load_image
 from subjectgen.load import recipes
 
@@ -231,7 +232,7 @@ class TestSteps:
         sigmas = torch.tensor([1.0, 0.7, 0.2, 0.0])
         at = [(1 - sigma) * image + sigma * noise for sigma in sigmas]
         for step in (1, 2):
-            torch.testing.assert_close(_at_sigma_0(sigmas, step, at[step], at[step + 1]), image)
+            torch.testing.assert_close(at_sigma_0(sigmas, step, at[step], at[step + 1]), image)
 
     def test_previews_of_large_pictures_are_small(self):
         for size in ((100, 40), (32, 32), (33, 8)):

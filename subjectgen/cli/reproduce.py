@@ -1,6 +1,5 @@
 """subjectgen reproduce: the paper's tables in small, trained and measured here."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +59,7 @@ def reproduce(
 
 def parse_shard(text: str) -> tuple[int, int]:
     """`2/4` is the second of four. Raises ValueError for anything else."""
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--shard '{text}': expected i/n with i from 1 to n, e.g. 2/4 for the second of four")
-    return int(found[1]), int(found[2])
+    from subjectgen.evaluate.cases import Shard
+
+    shard = Shard.parse(text)
+    return shard.index, shard.count

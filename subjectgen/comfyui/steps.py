@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from subjectgen.generate.to_image import to_image
+from subjectgen.generate.to_image import at_sigma_0, to_image
 
 PREVIEW_LATENTS = 32  # a side at most: a preview costs the same at any size of the picture
 PREVIEW_PIXELS = 512  # a side at most, as it is sent to the browser
@@ -33,14 +33,8 @@ class Steps:
     def _preview(self, pipe: Any, step: int, latents: Float[Tensor, "1 c h w"]) -> Image.Image:
         """The picture if it went on straight; after the first step, which has none before it, what is there."""
         before, self._before = self._before, latents
-        straight = latents if before is None else _at_sigma_0(pipe.scheduler.sigmas, step, before, latents)
+        straight = latents if before is None else at_sigma_0(pipe.scheduler.sigmas, step, before, latents)
         return to_image(pipe.vae, _small(straight), "pil")[0]  # type: ignore[return-value]
-
-
-def _at_sigma_0(sigmas: Any, step: int, before: Tensor, after: Tensor) -> Tensor:
-    """x - sigma * velocity; two steps' latents tell the velocity between them."""
-    earlier, now = float(sigmas[step]), float(sigmas[step + 1])
-    return after - now * (after - before) / (now - earlier)
 
 
 def _small(latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c rows columns"]:

@@ -23,20 +23,27 @@ def load_quietly(name: str, **options: Any) -> SubjectPipeline:
 
 
 def open_engine(name: str, devices: Sequence[str], line: dict[str, int], **options: Any) -> tuple[Engine, ModelFacts]:
-    """An engine whose pipelines are loaded, and what they are.
+    """An engine whose pipelines are loaded, and what they are. As of `open_pipelines`."""
+    engine, pipe = open_pipelines(name, devices, line, **options)
+    return engine, ModelFacts.of(pipe, name)
+
+
+def open_pipelines(
+    name: str, devices: Sequence[str], line: dict[str, int], **options: Any
+) -> tuple[Engine, SubjectPipeline]:
+    """An engine whose pipelines are loaded, and the first of them, to ask what it is: only the engine may call it.
 
     line: as of `Engine`. options: as of `load`. Raises what loading raises.
     """
-    facts: list[ModelFacts] = []
+    pipes: list[SubjectPipeline] = []
 
     def load_on(device: str) -> SubjectPipeline:
-        pipe = load_quietly(name, device=device, **options)
-        facts.append(ModelFacts.of(pipe, name))
-        return pipe
+        pipes.append(load_quietly(name, device=device, **options))
+        return pipes[-1]
 
     engine = Engine(load_on, devices, **line)
     try:
         engine.wait_ready()
     except EngineClosed as error:
         raise error.__cause__ or error from None
-    return engine, facts[0]
+    return engine, pipes[0]

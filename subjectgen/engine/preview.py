@@ -7,7 +7,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from subjectgen.generate.to_image import to_image
+from subjectgen.generate.to_image import at_sigma_0, to_image
 
 
 class Previews:
@@ -24,13 +24,6 @@ class Previews:
         if before is None or not rows:
             return {}
         chosen = list(rows)
-        straight = _at_sigma_0(pipe.scheduler.sigmas, step, before[chosen], latents[chosen])
+        straight = at_sigma_0(pipe.scheduler.sigmas, step, before[chosen], latents[chosen])
         pictures = cast(list[Image.Image], to_image(pipe.vae, straight, "pil"))  # what "pil" stands for
         return dict(zip(chosen, pictures, strict=True))
-
-
-def _at_sigma_0(sigmas: Any, step: int, before: Tensor, after: Tensor) -> Tensor:
-    """x - sigma * velocity: velocity is image to noise, over sigma (an Euler step's own)."""
-    earlier, now = float(sigmas[step]), float(sigmas[step + 1])
-    velocity = (after - before) / (now - earlier)
-    return after - now * velocity

@@ -1,6 +1,6 @@
 """Latents -> pictures."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from diffusers.image_processor import VaeImageProcessor
@@ -20,3 +20,9 @@ def to_image(vae: Vae, latents: Float[Tensor, "b c rows columns"], output_type: 
         return latents
     pixels = pixels_from_latents(vae, latents)
     return VaeImageProcessor().postprocess(pixels.float(), output_type=output_type)  # type: ignore[return-value]
+
+
+def at_sigma_0(sigmas: Any, step: int, before: Tensor, after: Tensor) -> Tensor:
+    """Latents if they went on straight from after `step`, counted from 0: x - sigma * velocity, an Euler step's own."""
+    earlier, now = float(sigmas[step]), float(sigmas[step + 1])
+    return after - now * (after - before) / (now - earlier)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from subjectgen.engine import Engine, EngineClosed
+from subjectgen.engine import Engine
 from subjectgen.engine.facts import ModelFacts
-from subjectgen.engine.open import load_quietly
+from subjectgen.engine.open import open_pipelines
 from subjectgen.pipeline import SubjectPipeline
 
 MAX_NAMED = 8  # references that the page has room for
@@ -27,15 +27,5 @@ class Studio:
 
 def open_studio(name: str, devices: Sequence[str], **options: Any) -> Studio:
     """With pipelines that are loaded. options: as of `subjectgen.load`. Raises what loading raises."""
-    pipes: list[SubjectPipeline] = []
-
-    def load_on(device: str) -> SubjectPipeline:
-        pipes.append(load_quietly(name, device=device, **options))
-        return pipes[-1]
-
-    engine = Engine(load_on, devices)
-    try:
-        engine.wait_ready()
-    except EngineClosed as error:
-        raise error.__cause__ or error from None
-    return Studio(engine=engine, facts=ModelFacts.of(pipes[0], name), pipe=pipes[0])
+    engine, pipe = open_pipelines(name, devices, {}, **options)
+    return Studio(engine=engine, facts=ModelFacts.of(pipe, name), pipe=pipe)

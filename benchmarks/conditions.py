@@ -98,7 +98,7 @@ def compare(base: SubjectPipeline, rounds: int, steps: int) -> dict[tuple[str, i
 
 def variant(base: SubjectPipeline, mode: str) -> SubjectPipeline:
     """The same weights, all conditions in every step, attended in this way."""
-    kept = ("reference_size", "image_size", "guidance_scale")
+    kept = ("reference_size", "image_size", "guidance_scale", "negative")
     settings = {name: base.config[name] for name in kept}
     pipe = SubjectPipeline(
         **base.components, **settings, conditions=mode, stages="faithful", max_references=max(COUNTS)

@@ -16,7 +16,7 @@ from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
 from subjectgen.generate.fuse import fuse
-from subjectgen.generate.guide import guided
+from subjectgen.generate.guide import NEGATIVES, guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
 from subjectgen.generate.stages import Number, resolve_stages
 from subjectgen.generate.to_image import to_image
@@ -70,12 +70,14 @@ class SubjectPipeline(SavedPipeline):
         image_size: int = 128,
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
+        negative: str = "empty_text",
         plan_instruction: str = INSTRUCTION,
         license: str | None = None,
     ):
         super().__init__()
         _check_choice("conditions", conditions, CONDITIONS)
         _check_choice("reference_shape", reference_shape, REFERENCE_SHAPES)
+        _check_choice("negative", negative, NEGATIVES)
         self.register_modules(
             mllm=mllm,
             processor=processor,
@@ -94,6 +96,7 @@ class SubjectPipeline(SavedPipeline):
             image_size=image_size,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            negative=negative,
             plan_instruction=plan_instruction,
             license=license,
         )
@@ -141,7 +144,8 @@ class SubjectPipeline(SavedPipeline):
             a `Subject`: an image with a name, a box or a mask. `image` is another name for it.
         height, width: pixels, multiples of what one token covers.
         guidance_scale, negative_prompt, negative ("empty_text", "no_identity", "no_condition"): see `Guidance`;
-            `guidance` takes a whole one, with three terms if you like.
+            `guidance` takes a whole one, with three terms if you like. A negative prompt is read: where it is given
+            and `negative` is not, that is "empty_text".
         stages: "paper", "free", "faithful" or a list of `Stage`.
         reasoning: plan each prompt first, as `reason` does, and paint the plans.
         best_of: candidates for each picture, of which the best is kept; what is said per picture of generators and

@@ -57,6 +57,7 @@ class Limits:
     max_references: int
     num_inference_steps: int
     guidance_scale: float
+    negative: str  # of NEGATIVES
     stages: Any
 
 
@@ -166,7 +167,8 @@ def _guidance(request: Request, limits: Limits) -> Guidance:
     scale = limits.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if isinstance(scale, bool) or not isinstance(scale, Real):
         raise ValueError(f"guidance_scale={scale!r}: expected a number, 1 for none")
-    return Guidance(scale=float(scale), negative=request.negative or "empty_text")
+    own = "empty_text" if request.negative_prompt else limits.negative
+    return Guidance(scale=float(scale), negative=request.negative or own)
 
 
 def _count(value: Any, name: str) -> int:

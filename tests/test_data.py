@@ -130,7 +130,13 @@ class TestRenderer:
         assert (reference[:, 33:95].amin(0)[:, :63] < 0).all()
 
     @pytest.mark.parametrize(
-        "pose", [ReferencePose(), ReferencePose(degrees=30.0, scale=0.5, x=0.3, y=-0.2), ReferencePose(degrees=180.0)]
+        "pose",
+        [
+            ReferencePose(),
+            ReferencePose(degrees=30.0, scale=0.5, x=0.3, y=-0.2),
+            ReferencePose(degrees=180.0),
+            ReferencePose(degrees=30.0, x=-0.1, mirrored=True),
+        ],
     )
     def test_reference_box(self, renderer, pose):
         """In percent, against the pixels that are not paper."""
@@ -138,6 +144,13 @@ class TestRenderer:
         rows, columns = np.nonzero((reference < 0.7).any(0).numpy())
         expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert np.allclose(renderer.reference_box(Look(subject=1), pose), np.array(expected) / SIDE * 100, atol=2)
+
+    def test_a_mirrored_reference_is_turned_after_it_is_mirrored(self, renderer):
+        """So that it is the mirror image of the one that is turned the other way."""
+        left, right = renderer.references(
+            [Look(subject=0)] * 2, [ReferencePose(degrees=20.0), ReferencePose(degrees=-20.0, mirrored=True)]
+        )
+        assert torch.allclose(right, left.flip(-1), atol=1e-4) and not torch.allclose(right, left, atol=0.5)
 
     @pytest.mark.parametrize(
         ("pattern", "second_at"),

@@ -86,6 +86,8 @@ class TestRefusals:
     def test_conditions_of_a_checkpoint(self):
         with pytest.raises(ValueError, match=r"conditions='both'.*joint.*cached"):
             tiny_pipeline(conditions="both")
+        with pytest.raises(ValueError, match=r"negative='nothing'.*empty_text.*no_condition"):
+            tiny_pipeline(negative="nothing")
 
 
 class TestRequest:
@@ -101,13 +103,18 @@ class TestRequest:
         max_references=3,
         num_inference_steps=4,
         guidance_scale=1.5,
+        negative="no_condition",
         stages="free",
     )
+
+    def test_a_negative_prompt_is_read_whatever_the_checkpoint_goes_away_from(self):
+        resolved = resolve(Request(prompt=PROMPT, negative_prompt="blue"), self.limits)
+        assert resolved.guidance == Guidance(scale=1.5, negative="empty_text")
 
     def test_what_is_left_out_is_the_checkpoints_choice(self):
         resolved = resolve(Request(prompt=PROMPT), self.limits)
         assert (resolved.height, resolved.width, resolved.num_inference_steps) == (64, 64, 4)
-        assert resolved.guidance == Guidance(scale=1.5) and resolved.stages == STAGE_PRESETS["free"]
+        assert resolved.guidance == Guidance(scale=1.5, negative="no_condition") and resolved.stages == STAGE_PRESETS["free"]
         assert (resolved.prompts, resolved.negative_prompts, resolved.num_pictures) == ((PROMPT,), ("",), 1)
 
     def test_what_is_given_wins(self):

@@ -1,5 +1,6 @@
 """The MLLM's phases and the aligned aggregator: what is right costs nothing, and each goes on from the one before."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -32,7 +33,7 @@ SEEN = (
         name="teapot", colours=("blue", "gray"), box=(20, 20, 80, 90), pose="tilted left",
         ground=Ground(colour="teal", pattern="dotted"),
     ),
-)  # fmt: skip
+) * 2  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +74,33 @@ def truth():
         "box": torch.tensor([each.box for each in SEEN]) / 100,
         "ground": sure(colours, [each.ground.colour for each in SEEN]),
         "pattern": sure(PATTERNS, [each.ground.pattern for each in SEEN]),
+        "likeness": torch.eye(2).repeat(2, 1),
     }
 
 
 class TestSight:
     def test_the_truth_costs_nothing(self):
-        assert all(loss < 1e-6 for loss in losses_of(truth(), SEEN, NAMES).values())
+        losses = losses_of(truth(), SEEN, NAMES)
+        assert losses.pop("likeness").item() == pytest.approx(math.log1p(math.exp(-10)), rel=1e-3)
+        assert all(loss < 1e-6 for loss in losses.values())
         right = rightly(truth(), SEEN)
         assert right["main"].all() and right["posed"].all() and (right["off"] < 1e-6).all()
+        assert right["known"].all()
+
+    def test_views_taken_for_another_subject_cost_as_much_as_they_are_sure(self):
+        told = truth()
+        told["likeness"][:2] = told["likeness"][:2].flip(0)
+        loss = losses_of(told, SEEN, NAMES)["likeness"].item()
+        assert loss == pytest.approx(math.log1p(math.exp(10)), rel=1e-3)
+        assert not rightly(told, SEEN)["known"].any()
+
+    def test_a_batch_is_made_of_pairs(self, renderer, begun):
+        phase = SightPhase(renderer, start=begun / "mllm" / "export", batch_size=6)
+        pixels, seen = phase.batch((0, 0))
+        assert [each.name for each in seen[:3]] == [each.name for each in seen[3:]]
+        assert pixels.shape == (6, 3, 128, 128) and not torch.equal(pixels[:3], pixels[3:])
+        with pytest.raises(ValueError, match="batch_size=7: expected an even number"):
+            SightPhase(renderer, start=begun / "mllm" / "export", batch_size=7)
 
     @pytest.mark.parametrize("head", ["name", "colours", "pose", "box", "ground", "pattern"])
     def test_each_mistake_costs_in_its_own_loss(self, head):

@@ -45,6 +45,7 @@ LIMITS = Limits(
     max_references=3,
     num_inference_steps=4,
     guidance_scale=1.0,
+    negative="empty_text",
     stages="paper",
 )
 

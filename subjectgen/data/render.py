@@ -38,6 +38,7 @@ class ReferencePose:
     scale: float = 0.8  # of the picture's side
     x: float = 0.0  # centre, -1..1
     y: float = 0.0
+    mirrored: bool = False  # before it is turned
     ground: Ground | None = None
     beside: Look | None = None  # a second, smaller thing in the corner farthest from the subject
 
@@ -91,7 +92,7 @@ class Renderer:
 
     def reference_box(self, look: Look, pose: ReferencePose) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of a subject in its reference, in percent of the side."""
-        corners = self.extents[look.subject] * pose.scale
+        corners = self.extents[look.subject] * (-1 if pose.mirrored else 1, 1) * pose.scale
         angle = math.radians(-pose.degrees)
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         points = corners @ turn.T + (pose.x, pose.y)
@@ -144,14 +145,14 @@ def reference_layers(looks: Sequence[Look], poses: Sequence[ReferencePose]) -> L
     """The subject of each reference, after the second thing of those that have one."""
     layers = Layers(picture=[], looks=[], size=[], degrees=[], mirrored=[], centre=[])
     for picture, (look, pose) in enumerate(zip(looks, poses, strict=True)):
-        subject = (look, pose.scale, pose.degrees, (pose.x, pose.y))
-        things = [subject] if pose.beside is None else [(pose.beside, BESIDE, 0.0, pose.corner), subject]
-        for thing, size, degrees, centre in things:
+        subject = (look, pose.scale, pose.degrees, pose.mirrored, (pose.x, pose.y))
+        things = [subject] if pose.beside is None else [(pose.beside, BESIDE, 0.0, False, pose.corner), subject]
+        for thing, size, degrees, mirrored, centre in things:
             layers.picture.append(picture)
             layers.looks.append(thing)
             layers.size.append(size)
             layers.degrees.append(degrees)
-            layers.mirrored.append(False)
+            layers.mirrored.append(mirrored)
             layers.centre.append(centre)
     return layers
 

@@ -46,7 +46,9 @@ class Typical:
         check_size(self.size, self.size, per_token * denoiser.multiple)
         side = self.settings["reference_size"] // per_token
         subject = SubjectCount.of(self.networks["mllm"], [(side, side)] * references, per_token)
-        stages, guidance = resolve_stages(self.settings["stages"]), Guidance(scale=self.settings["guidance_scale"])
+        stages = resolve_stages(self.settings["stages"])
+        away = {"negative": self.settings["negative"]} if "negative" in self.settings else {}
+        guidance = Guidance(scale=self.settings["guidance_scale"], **away)
         prompt, negative = (TextCount(words=words, subject=subject) for words in (WORDS, 0))
         return Workload(
             pictures=1,

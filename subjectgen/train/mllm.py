@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from subjectgen.data.batches import ALIKE, random_looks, reading_pose
 from subjectgen.data.render import Look, ReferencePose, Renderer
+from subjectgen.data.rough import roughened
 from subjectgen.data.sightings import sighting
 from subjectgen.data.talks import Talk, judgement_talk, plan_talk, question_talk, random_painted
 from subjectgen.data.world import SIDE, random_count
 from subjectgen.evaluate.sheet import picture_grid
 from subjectgen.models.mllm.internvl import InternVLReader
-from subjectgen.train.mini_mllm import export, trained
+from subjectgen.train.mini_mllm import attention_of, export, trained
 
-SHARE_OF_JUDGEMENTS = 0.15  # pictures to be compared with what was asked for
+SHARE_OF_JUDGEMENTS = 0.3  # of batches: pictures to be compared with what was asked for
+JUDGEMENTS = 4  # for each plan that a batch would have: they are short, and each teaches one word
 SHARE_OF_PLANS = 0.6  # of the rest; what remains are questions about one reference
 IGNORED = -100  # label of tokens that are not learned
 PAD_TO = 32  # tokens; few lengths, few recompilations
@@ -49,7 +51,7 @@ class MllmPhase:
         talks, pixels, counts = self.talks(step)
         ids, labels = self.tokens(talks, counts)
         device = self.renderer.device
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16), attention_of(device):
             out = self.model(input_ids=ids.to(device), pixel_values=pixels, use_cache=False)
         target = labels[:, 1:].to(device)
         loss = F.cross_entropy(out.logits[:, :-1].float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
@@ -63,7 +65,7 @@ class MllmPhase:
         if alike.random() < SHARE_OF_JUDGEMENTS:
             return self.judgements(rng)
         count, planning = random_count(alike), alike.random() < SHARE_OF_PLANS
-        looks, poses = self.drawn(rng, count)
+        looks, poses = self.drawn(rng, self.batch_size, count)
         seen = [
             [sighting(self.renderer, *pair) for pair in zip(*both, strict=True)]
             for both in zip(looks, poses, strict=True)
@@ -74,21 +76,24 @@ class MllmPhase:
 
     def judgements(self, rng: np.random.Generator) -> tuple[list[Talk], Float[Tensor, "n 3 h w"], list[int]]:
         """A reference and a picture each: is it what was asked for?"""
-        looks, poses = self.drawn(rng, 1)
+        number = self.batch_size * JUDGEMENTS
+        looks, poses = self.drawn(rng, number, 1)
         painted = [random_painted(rng) for _ in looks]
-        others = self.drawn(rng, 1)[0]
+        others, _ = self.drawn(rng, number, 1)
         shown = [look if each.same_subject else other for look, other, each in zip(looks, others, painted, strict=True)]
         seen = [sighting(self.renderer, look[0], pose[0]) for look, pose in zip(looks, poses, strict=True)]
         talks = [judgement_talk(rng, *pair) for pair in zip(painted, seen, strict=True)]
         references = self.renderer.references(list(chain(*looks)), list(chain(*poses)))
-        pictures = as_painted(rng, self.renderer.scenes([each.shows for each in painted], shown))
-        return talks, torch.stack([references, pictures], dim=1).flatten(0, 1), [2] * self.batch_size
+        pictures = roughened(rng, self.renderer.scenes([each.shows for each in painted], shown))
+        return talks, torch.stack([references, pictures], dim=1).flatten(0, 1), [2] * number
 
-    def drawn(self, rng: np.random.Generator, count: int) -> tuple[list[list[Look]], list[list[ReferencePose]]]:
-        """References of a batch."""
+    def drawn(
+        self, rng: np.random.Generator, number: int, count: int
+    ) -> tuple[list[list[Look]], list[list[ReferencePose]]]:
+        """So many exchanges, of so many references each."""
         num_subjects = len(self.renderer.names)
-        looks = [random_looks(rng, num_subjects, count) for _ in range(self.batch_size)]
-        return looks, [[reading_pose(rng, num_subjects) for _ in range(count)] for _ in range(self.batch_size)]
+        looks = [random_looks(rng, num_subjects, count) for _ in range(number)]
+        return looks, [[reading_pose(rng, num_subjects) for _ in range(count)] for _ in range(number)]
 
     def tokens(self, talks: list[Talk], counts: list[int]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
         """Token ids and labels of whole exchanges, padded to the right."""
@@ -134,13 +139,3 @@ class MllmPhase:
     def export(self, folder: Path) -> None:
         """Save model (bfloat16) and processor beside each other."""
         export(self.model, self.processor, folder)
-
-
-def as_painted(rng: np.random.Generator, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """Rendered pictures about as rough as painted ones: blurred and noisy, each differently."""
-    random = torch.Generator(pictures.device).manual_seed(int(rng.integers(2**31)))
-    side = pictures.shape[-1]
-    rough = [F.interpolate(picture[None], size=side // int(rng.integers(1, 6)), mode="area") for picture in pictures]
-    whole = torch.cat([F.interpolate(each, size=(side, side), mode="bilinear") for each in rough])
-    noise = torch.randn(whole.shape, generator=random, device=whole.device)
-    return (whole + noise * float(rng.uniform(0, 0.1))).clamp(-1, 1)

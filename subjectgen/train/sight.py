@@ -1,6 +1,7 @@
 """Phase 2: the tower of the MLLM of mini learns to see, by the truth about references, before it learns to speak."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from subjectgen.data.batches import cluttered_pose, random_looks
-from subjectgen.data.render import Renderer
+from subjectgen.data.render import ReferencePose, Renderer
+from subjectgen.data.rough import roughened
 from subjectgen.data.sightings import POSES_SEEN, Sighting, sighting
 from subjectgen.data.world import COLOURS, PATTERNS, SIDE
 from subjectgen.evaluate.sheet import picture_grid
-from subjectgen.train.mini_mllm import export, trained, untrained
+from subjectgen.train.mini_mllm import attention_of, export, trained, untrained
 
 Loss = Callable[[Tensor, Sequence[Sighting]], Tensor]
 BOX_WEIGHT = 4.0  # of the box's error, in sides of the picture, against the entropies in nats
+LIKENESS = 64  # numbers that tell a subject from others
+TEMPERATURE = 0.1  # of their cosines
 
 
 class Heads(nn.Module):
@@ -29,7 +33,7 @@ class Heads(nn.Module):
         super().__init__()
         self.names = list(names)
         sizes = {"name": len(names), "colours": 2 * len(COLOURS), "pose": len(POSES_SEEN), "box": 4}
-        sizes |= {"ground": len(COLOURS), "pattern": len(PATTERNS)}
+        sizes |= {"ground": len(COLOURS), "pattern": len(PATTERNS), "likeness": LIKENESS}
         self.read = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
     def forward(self, tokens: Float[Tensor, "b t width"]) -> dict[str, Float[Tensor, "b n"]]:
@@ -38,12 +42,21 @@ class Heads(nn.Module):
 
 
 class SightPhase:
-    """Classification and regression of what a reference shows: fast, as no words are in the way."""
+    """What a reference shows, by classification and regression: fast, as no words are in the way.
+
+    Each subject of a batch is there twice, the second time turned, placed and roughened otherwise. To know it again is
+    learnt by contrast (InfoNCE, arXiv 1807.03748), which, unlike names, holds for what was never seen.
+    """
 
     name = "sight"
 
     def __init__(self, renderer: Renderer, *, start: Path | None = None, batch_size: int = 128, seed: int = 0):
-        """start: a folder with the `mllm` and `processor` to go on from; untrained ones if left out."""
+        """start: a folder with the `mllm` and `processor` to go on from; untrained ones if left out.
+
+        Raises ValueError for a batch that is not made of pairs.
+        """
+        if batch_size % 2:
+            raise ValueError(f"batch_size={batch_size}: expected an even number, as every subject is there twice")
         self.renderer, self.batch_size, self.seed = renderer, batch_size, seed
         torch.manual_seed(seed)
         self.processor, mllm = untrained(renderer.names) if start is None else trained(start)
@@ -68,16 +81,17 @@ class SightPhase:
         return sum(losses.values(), torch.zeros((), device=pixels.device)), right
 
     def batch(self, seed: tuple[int, int]) -> tuple[Float[Tensor, "b 3 side side"], list[Sighting]]:
-        """References and the truth about them."""
+        """Half as many subjects as pictures, in two views each: all first ones, then all second ones; and the truth."""
         rng = np.random.default_rng(seed)
-        looks = [random_looks(rng, len(self.renderer.names), 1)[0] for _ in range(self.batch_size)]
-        poses = [cluttered_pose(rng, len(self.renderer.names)) for _ in looks]
+        looks = [random_looks(rng, len(self.renderer.names), 1)[0] for _ in range(self.batch_size // 2)] * 2
+        poses = [seen_pose(rng, len(self.renderer.names)) for _ in looks]
         seen = [sighting(self.renderer, *pair) for pair in zip(looks, poses, strict=True)]
-        return self.renderer.references(looks, poses), seen
+        first, second = self.renderer.references(looks, poses).chunk(2)
+        return torch.cat([first, roughened(rng, second)]), seen
 
     def told(self, pixels: Float[Tensor, "b 3 side side"]) -> dict[str, Float[Tensor, "b n"]]:
         """What the heads read off pictures."""
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        with torch.autocast(pixels.device.type, torch.bfloat16), attention_of(pixels.device):
             tokens = self.mllm.model.get_image_features(pixels).pooler_output  # type: ignore[union-attr]  (no tuple)
             return self.heads(tokens)
 
@@ -107,6 +121,11 @@ class SightPhase:
         export(self.mllm, self.processor, folder)
 
 
+def seen_pose(rng: np.random.Generator, num_subjects: int) -> ReferencePose:
+    """With clutter, and mirrored as often as not: twice as many things to learn from which way up they are."""
+    return replace(cluttered_pose(rng, num_subjects), mirrored=bool(rng.random() < 0.5))
+
+
 def losses_of(told: dict[str, Tensor], seen: Sequence[Sighting], names: Sequence[str]) -> dict[str, Tensor]:
     """The error of each head."""
     device = told["box"].device
@@ -119,7 +138,20 @@ def losses_of(told: dict[str, Tensor], seen: Sequence[Sighting], names: Sequence
         "box": F.l1_loss(told["box"], torch.tensor([each.box for each in seen], device=device) / 100) * BOX_WEIGHT,
         "ground": F.cross_entropy(told["ground"], index([each.ground.colour for each in seen], list(COLOURS), device)),
         "pattern": F.cross_entropy(told["pattern"], index([each.ground.pattern for each in seen], PATTERNS, device)),
+        "likeness": contrast(alike(told["likeness"])),
     }
+
+
+def alike(likeness: Float[Tensor, "b n"]) -> Float[Tensor, "half half"]:
+    """Cosines of all first views with all second ones."""
+    first, second = F.normalize(likeness, dim=-1).chunk(2)
+    return first @ second.T
+
+
+def contrast(cosines: Float[Tensor, "half half"]) -> Tensor:
+    """How surprising it is that each view belongs to the other of the same number, both ways."""
+    logits, own = cosines / TEMPERATURE, torch.arange(len(cosines), device=cosines.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def rightly(told: dict[str, Tensor], seen: Sequence[Sighting]) -> dict[str, Tensor]:
@@ -128,7 +160,8 @@ def rightly(told: dict[str, Tensor], seen: Sequence[Sighting]) -> dict[str, Tens
     main = told["colours"][:, : len(COLOURS)].argmax(-1) == index([s.colours[0] for s in seen], list(COLOURS), device)
     pose = told["pose"].argmax(-1) == index([s.pose for s in seen], POSES_SEEN, device)
     box = (told["box"] - torch.tensor([s.box for s in seen], device=device) / 100).abs()
-    return {"main": main.float(), "posed": pose.float(), "off": box}
+    known = alike(told["likeness"]).argmax(-1) == torch.arange(len(seen) // 2, device=device)
+    return {"main": main.float(), "posed": pose.float(), "off": box, "known": known.float()}
 
 
 def index(values: Sequence[str], options: Sequence[str], device: torch.device) -> Tensor:

@@ -114,7 +114,8 @@ class TestRequest:
     def test_what_is_left_out_is_the_checkpoints_choice(self):
         resolved = resolve(Request(prompt=PROMPT), self.limits)
         assert (resolved.height, resolved.width, resolved.num_inference_steps) == (64, 64, 4)
-        assert resolved.guidance == Guidance(scale=1.5, negative="no_condition") and resolved.stages == STAGE_PRESETS["free"]
+        assert resolved.guidance == Guidance(scale=1.5, negative="no_condition")
+        assert resolved.stages == STAGE_PRESETS["free"]
         assert (resolved.prompts, resolved.negative_prompts, resolved.num_pictures) == ((PROMPT,), ("",), 1)
 
     def test_what_is_given_wins(self):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from subjectgen.data.batches import cluttered_pose, random_looks
+from subjectgen.data.batches import cluttered_pose, random_looks, random_reference_pose
 from subjectgen.data.render import ReferencePose, Renderer
 from subjectgen.data.rough import roughened
 from subjectgen.data.sightings import POSES_SEEN, Sighting, sighting
@@ -20,6 +20,7 @@ from subjectgen.evaluate.sheet import picture_grid
 from subjectgen.train.mini_mllm import attention_of, export, trained, untrained
 
 Loss = Callable[[Tensor, Sequence[Sighting]], Tensor]
+SHARE_ALONE = 0.4  # of the views
 BOX_WEIGHT = 4.0  # of the box's error, in sides of the picture, against the entropies in nats
 LIKENESS = 64  # numbers that tell a subject from others
 TEMPERATURE = 0.1  # of their cosines
@@ -122,8 +123,13 @@ class SightPhase:
 
 
 def seen_pose(rng: np.random.Generator, num_subjects: int) -> ReferencePose:
-    """With clutter, and mirrored as often as not: twice as many things to learn from which way up they are."""
-    return replace(cluttered_pose(rng, num_subjects), mirrored=bool(rng.random() < 0.5))
+    """Turned, mirrored as often as not: twice as many things to learn from which way up they are. Some stand alone on
+    white paper and large, where that is learnt first.
+    """
+    pose = cluttered_pose(rng, num_subjects)
+    if rng.random() < SHARE_ALONE:
+        pose = replace(random_reference_pose(rng), degrees=pose.degrees)
+    return replace(pose, mirrored=bool(rng.random() < 0.5))
 
 
 def losses_of(told: dict[str, Tensor], seen: Sequence[Sighting], names: Sequence[str]) -> dict[str, Tensor]:

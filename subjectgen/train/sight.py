@@ -46,7 +46,8 @@ class SightPhase:
     """What a reference shows, by classification and regression: fast, as no words are in the way.
 
     Each subject of a batch is there twice, the second time turned, placed and roughened otherwise. To know it again is
-    learnt by contrast (InfoNCE, arXiv 1807.03748), which, unlike names, holds for what was never seen.
+    learnt by contrast (InfoNCE, arXiv 1807.03748), which, unlike names, holds for what was never seen. Hues are any, so
+    that colours are not learnt by heart.
     """
 
     name = "sight"
@@ -84,7 +85,8 @@ class SightPhase:
     def batch(self, seed: tuple[int, int]) -> tuple[Float[Tensor, "b 3 side side"], list[Sighting]]:
         """Half as many subjects as pictures, in two views each: all first ones, then all second ones; and the truth."""
         rng = np.random.default_rng(seed)
-        looks = [random_looks(rng, len(self.renderer.names), 1)[0] for _ in range(self.batch_size // 2)] * 2
+        looks = [random_looks(rng, len(self.renderer.names), 1)[0] for _ in range(self.batch_size // 2)]
+        looks = [replace(look, hue=float(rng.integers(360))) for look in looks] * 2
         poses = [seen_pose(rng, len(self.renderer.names)) for _ in looks]
         seen = [sighting(self.renderer, *pair) for pair in zip(looks, poses, strict=True)]
         first, second = self.renderer.references(looks, poses).chunk(2)

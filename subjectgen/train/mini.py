@@ -39,6 +39,8 @@ SETTINGS = {
     "conditions": "cached",
     "stages": "faithful",
     "num_inference_steps": 20,
+    "guidance_scale": 2.0,  # worth more identity than it costs time: LOG.md
+    "negative": "no_condition",  # what stage 2 has dropped together
     "plan_instruction": "",  # its MLLM is trained to answer a request with a plan
     "license": "apache-2.0",
 }

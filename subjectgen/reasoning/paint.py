@@ -35,7 +35,7 @@ def as_painted(request: Request, limits: Limits) -> Request:
     plans = plans_of(with_references(request).prompt)
     if plans is None:
         return request
-    prompts, subjects = zip(*(_painted(plan, limits) for plan in plans), strict=True)
+    prompts, subjects = zip(*(words_and_references(plan, limits) for plan in plans), strict=True)
     return replace(request, prompt=list(prompts), subject_images=list(subjects))
 
 
@@ -49,7 +49,7 @@ def with_references(request: Request) -> Request:
     return replace(request, prompt=plans, subject_images=None)
 
 
-def _painted(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
+def words_and_references(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
     """The prompt, and the references that it speaks of, counted anew; all of them if it speaks of none.
 
     What was read while reasoning is painted from as long as it is the same. Subjects that were encoded before cannot

@@ -26,7 +26,7 @@ from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
 from subjectgen.output import SubjectPipelineOutput
 from subjectgen.reasoning.instruction import INSTRUCTION
-from subjectgen.reasoning.paint import as_painted, plans_of, with_references
+from subjectgen.reasoning.paint import as_painted, bindings_of, plans_of, with_references
 from subjectgen.reasoning.reason import MAX_NEW_TOKENS, OnToken, Writing, reason
 from subjectgen.reasoning.refine import Refinement
 from subjectgen.reasoning.reflect import REFLECT_SIGMA, Reflection
@@ -188,10 +188,11 @@ class SubjectPipeline(SavedPipeline):
         images = to_image(self.vae, refined.latents, resolved.output_type)
         if not return_dict:
             return (images,)
+        plans = plans_of(request.prompt)
         return SubjectPipelineOutput(
             images=images,
-            bindings=resolved.bindings,
-            plans=plans_of(request.prompt),
+            bindings=resolved.bindings if plans is None else tuple(map(bindings_of, plans)),
+            plans=plans,
             scores=refined.choice.scores,
             kept=refined.choice.kept if refined.choice.scores else None,
             noise=noise[refined.choice.rows],

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_engine
@@ -199,8 +200,29 @@ class TestBestOf:
             return [Score(subject=1 / (1 + k)) for k in range(len(pictures))]
 
         rows = script("best_of").compare(pipe, benchmark, first, 2)
-        assert rows["the first"] == rows["the judge's"]
-        assert sum(rows["the best there is"].values()) >= sum(rows["the first"].values())
+        assert rows["the first"] == rows["the judge's"] and script("best_of").errors_gone(rows) == 0
+        nothing, best = (rows[f"{way} - the first"] for way in ("the judge's", "the best there is"))
+        assert [(gain.mean, gain.low) for gain in nothing.values()] == [(0, None)] * 3
+        assert best["both"].mean == pytest.approx(
+            rows["the best there is"]["both"].mean - rows["the first"]["both"].mean
+        )
+        assert best["both"].mean >= 0 and best["both"].subjects == 3
+
+    def test_gains_are_compared_case_by_case(self, monkeypatch):
+        """By hand: two of three subjects gain, and what their cases have in common is in no interval."""
+        best_of = script("best_of")
+        found = {"a": (0.1, 0.4), "b": (0.5, 0.8), "c": (0.9, 0.9)}
+        benchmark = SimpleNamespace(cases=[SimpleNamespace(subject=name) for name in found])
+
+        def judged(pipe, benchmark, case, *rest):
+            return [dict.fromkeys(("identity", "obedience", "both"), value) for value in found[case.subject]], 1
+
+        monkeypatch.setattr(best_of, "judged", judged)
+        rows = best_of.compare(None, benchmark, None, 2)
+        gain = rows["the judge's - the first"]["identity"]
+        assert gain.mean == pytest.approx(0.2) and 0 <= gain.low < 0.2 < gain.high == pytest.approx(0.3)
+        assert rows["the first"]["identity"].high - rows["the first"]["identity"].low > gain.high - gain.low
+        assert best_of.errors_gone(rows) == pytest.approx(1 - 0.9 / 1.5)
 
     def test_it_paints_what_the_judge_chose(self, tmp_path, monkeypatch):
         shorten_plans(monkeypatch)

@@ -385,6 +385,14 @@ class TestPainting:
         plan = a_plan("Image 3 beside image 1 on red", count=3, subject_images=[RED, BLUE, TALL])
         assert torch.equal(latents(pipe, plan), latents(pipe, "Image 2 beside image 1 on red", [RED, TALL]))
 
+    def test_phrases_are_bound_in_the_plans_own_numbers(self, small):
+        """Also where a reference is left out and the others are counted anew."""
+        named = [Subject(RED, name="mug"), BLUE, TALL]
+        plan = a_plan("Image 3 beside the mug on red", count=3, subject_images=named)
+        out = small(plan, output_type="latent", num_inference_steps=1)
+        assert [str(each) for each in out.bindings[0]] == ["'Image 3' is image 3", "'mug' is image 1"]
+        assert [plan.prompt[slice(*each.span)] for each in out.bindings[0]] == ["Image 3", "mug"]
+
     def test_none_is_left_out_of_a_prompt_without_numbers(self, pipe):
         plan = a_plan("the cat on red", count=2, subject_images=[RED, BLUE])
         assert torch.equal(latents(pipe, plan), latents(pipe, "the cat on red", [RED, BLUE]))

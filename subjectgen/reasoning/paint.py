@@ -74,8 +74,12 @@ def framed_references(plan: Plan, limits: Limits) -> list[Any]:
 
 def spoken_of(plan: Plan) -> list[int]:
     """Which references a plan's prompt is about, counted from 1; all of them if it speaks of none."""
-    bindings = bind(plan.prompt, _names(checked_entries(plan)))
-    return sorted({each.reference for each in bindings}) or list(range(1, len(plan.subjects) + 1))
+    return sorted({each.reference for each in bindings_of(plan)}) or list(range(1, len(plan.subjects) + 1))
+
+
+def bindings_of(plan: Plan) -> tuple[Binding, ...]:
+    """Which phrases of a plan's prompt, as it stands there, mean which of its references."""
+    return bind(plan.prompt, _names(checked_entries(plan)))
 
 
 def _names(entries: Sequence[Any]) -> Sequence[str | None]:

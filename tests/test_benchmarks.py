@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_engine
 import torch
-from tiny_pipeline import reasoning_pipeline, shorten_plans, tiny_pipeline
+from tiny_pipeline import picture, reasoning_pipeline, shorten_plans, tiny_pipeline
 from tiny_subjects import cutout_folder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -187,6 +187,15 @@ def test_a_load_counts_what_was_answered():
         assert max(answer.seconds for answer in answers) <= seconds
         assert serving.row(answers, seconds)[:2] == ("6", "6")
         assert serving.post(f"{url}/v1/images/generations", b"{")[0] == 400
+
+
+def test_plans_side_by_side_are_those_one_after_the_other(monkeypatch):
+    shorten_plans(monkeypatch)
+    requests = [("a red ground", [picture("red")]), ("a", []), ("image 2 on red", [picture("blue"), picture("red")])]
+    rows = script("plans").compare(reasoning_pipeline(), requests)
+    (alone, *first), (together, *second) = rows.values()
+    assert alone == together and [plan.asked for plan in alone] == [words for words, _ in requests]
+    assert min(*first, *second) > 0
 
 
 class TestBestOf:

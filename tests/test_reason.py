@@ -1,10 +1,13 @@
 """Reasoning with tiny random MLLMs of both families: what is written, what is read once, what is painted."""
 
+from io import StringIO
+
 import pytest
 import torch
 from tiny import tiny_mllm
 from tiny_pipeline import picture, reasoning_pipeline, seeded_generators, shorten_plans, tiny_pipeline
 from tiny_qwen import SYSTEM_AND_USER, lively, reasoning_qwen_pipeline, tiny_qwen_mllm, tiny_qwen_processor
+from tqdm import tqdm
 from transformers import GenerationConfig
 
 from subjectgen import Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
@@ -482,6 +485,19 @@ class TestNoPlan:
             pipe.reason(PROMPT, RED, callback_on_token=stop)
         assert stopped.value.written == heard[-1] and heard[-1].startswith(heard[3]) and len(heard) == 5
         assert pipe.reason(PROMPT, RED) == pipe.reason(PROMPT, RED, callback_on_token=lambda *_: None)
+
+    def test_a_progress_bar(self, small, monkeypatch):
+        """Counts the tokens of the longest plan, of as many as there may be."""
+        bars, words = [], []
+
+        def bar(total):
+            bars.append(tqdm(total=total, file=StringIO()))
+            return bars[0]
+
+        monkeypatch.setattr(small, "progress_bar", bar)
+        options = {"max_new_tokens": 500, "callback_on_token": lambda _, each: words.append(each)}
+        small.reason([PROMPT, PROMPT], [[], [RED]], **options)
+        assert bars[0].total == 500 and len(words) < bars[0].n < 500
 
     def test_ctrl_c_leaves_the_subjects_as_they_were(self, pipe):
         subject = pipe.encode_subjects(RED)

@@ -17,7 +17,7 @@ class SubjectPipelineOutput(BaseOutput):
     """The pictures, how their prompts were understood, and what they were painted from.
 
     images: PIL images, an array [b, h, w, 3] or tensor [b, 3, h, w] in 0..1, or latents [b, c, h, w].
-    bindings: for each prompt, which of its phrases stand for which reference.
+    bindings: for each prompt, or prompt of a plan, which of its phrases stand for which reference.
     plans: one per prompt; None if none was planned.
     scores: of each picture, those of all its candidates, in the order of their noise; None if none was judged.
     kept: of each picture, which of its candidates it is, counted from 0; None (the first) if none was judged.

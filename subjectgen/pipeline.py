@@ -26,9 +26,8 @@ from subjectgen.models.dit.positions import Grid
 from subjectgen.models.vae import Vae, latent_channels, pixels_per_latent, reads_alpha
 from subjectgen.output import SubjectPipelineOutput
 from subjectgen.reasoning.instruction import INSTRUCTION
-from subjectgen.reasoning.paint import as_painted, plans_of, with_references
-from subjectgen.reasoning.plan import Plan
-from subjectgen.reasoning.reason import OnToken, Writing, reason
+from subjectgen.reasoning.paint import as_painted, bindings_of, plans_of, with_references
+from subjectgen.reasoning.reason import MAX_NEW_TOKENS, OnToken, Writing, reason
 from subjectgen.reasoning.refine import Refinement
 from subjectgen.reasoning.reflect import REFLECT_SIGMA, Reflection
 from subjectgen.references import References, read_images
@@ -159,7 +158,7 @@ class SubjectPipeline(SavedPipeline):
             it returns are used from there on. Set `pipe._interrupt = True` in it to stop.
 
         Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed; PlanError where
-        reasoning came to no plan; OutOfMemory, which leaves the pipeline as it was.
+        reasoning came to no plan, as `reason` does; OutOfMemory, which leaves the pipeline as it was.
         """
         request = with_references(
             Request(
@@ -193,10 +192,11 @@ class SubjectPipeline(SavedPipeline):
         images = to_image(self.vae, refined.latents, resolved.output_type)
         if not return_dict:
             return (images,)
+        plans = plans_of(request.prompt)
         return SubjectPipelineOutput(
             images=images,
-            bindings=resolved.bindings,
-            plans=plans_of(request.prompt),
+            bindings=resolved.bindings if plans is None else tuple(map(bindings_of, plans)),
+            plans=plans,
             scores=refined.choice.scores,
             kept=refined.choice.kept if refined.choice.scores else None,
             noise=noise[refined.choice.rows],
@@ -210,19 +210,23 @@ class SubjectPipeline(SavedPipeline):
         prompt: Any,
         subject_images: Any = None,
         *,
-        max_new_tokens: int = 768,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
-        generator: torch.Generator | None = None,
+        generator: Any = None,
         callback_on_token: OnToken | None = None,
-    ) -> Plan:
-        """What the MLLM makes of one prompt before it is painted: print it, edit it with `replace`, paint it with
-        `pipe(plan)`.
+    ) -> Any:
+        """What the MLLM makes of a prompt before it is painted: a Plan; print it, edit it with `replace`, paint it with
+        `pipe(plan)`. Of a list of prompts a list of plans, written side by side, each the same as alone.
 
         subject_images: as of a call. What is read of them goes with the plan and is not read again.
-        temperature: 0 takes the likeliest token always; above 0 tokens are drawn, by `generator` if given.
-        callback_on_token: called as (pipe, all that is written so far). Set `pipe._interrupt = True` in it to stop.
+        max_new_tokens: that each plan may have.
+        temperature: 0 takes the likeliest token always; above 0 tokens are drawn, by `generator` if given: one for each
+            prompt.
+        callback_on_token: called as (pipe, all that is written so far); of a list of prompts that is a list. Set
+            `pipe._interrupt = True` in it to stop.
 
-        Raises PlanError, with what was written, where that is no whole plan; ValueError or FileNotFoundError as a call.
+        Raises PlanError, with what was written, where that is no whole plan; of several prompts it says which, and its
+        `plans` are what came of each. ValueError or FileNotFoundError as a call.
         """
         writing = Writing(
             max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, on_token=callback_on_token
@@ -240,7 +244,7 @@ class SubjectPipeline(SavedPipeline):
         (entries,) = subject_lists(images, 1)
         if not entries:
             raise ValueError(f"encode_subjects({images!r}): expected one image or a list of images, this has none")
-        return self._encode(read_images(entries, self.limits))
+        return self._encode([read_images(entries, self.limits)])[0]
 
     def estimate(
         self,
@@ -300,11 +304,16 @@ class SubjectPipeline(SavedPipeline):
                 subjects.check(self.fingerprints)
         return resolved
 
-    def _encode(self, references: References) -> SubjectEmbeds:
+    def _encode(self, lists: Sequence[References]) -> list[SubjectEmbeds]:
+        """The subjects of each prompt; equal ones are read once."""
         reader, denoiser = self.adapters()
-        (prefix,) = batch.prefixes(reader, [references])
-        (identity,) = batch.identities(self.vae, denoiser, [references], reader.device)
-        return SubjectEmbeds(prefix=prefix, identity=identity, names=references.names, fingerprints=self.fingerprints)
+        prefixes = batch.prefixes(reader, lists)
+        identities = batch.identities(self.vae, denoiser, lists, reader.device)
+        fingerprints = self.fingerprints
+        return [
+            SubjectEmbeds(prefix=prefix, identity=identity, names=references.names, fingerprints=fingerprints)
+            for prefix, identity, references in zip(prefixes, identities, lists, strict=True)
+        ]
 
     def _paint(
         self,

@@ -2,11 +2,12 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_engine
 import torch
-from tiny_pipeline import reasoning_pipeline, shorten_plans, tiny_pipeline
+from tiny_pipeline import picture, reasoning_pipeline, shorten_plans, tiny_pipeline
 from tiny_subjects import cutout_folder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -188,6 +189,15 @@ def test_a_load_counts_what_was_answered():
         assert serving.post(f"{url}/v1/images/generations", b"{")[0] == 400
 
 
+def test_plans_side_by_side_are_those_one_after_the_other(monkeypatch):
+    shorten_plans(monkeypatch)
+    requests = [("a red ground", [picture("red")]), ("a", []), ("image 2 on red", [picture("blue"), picture("red")])]
+    rows = script("plans").compare(reasoning_pipeline(), requests)
+    (alone, *first), (together, *second) = rows.values()
+    assert alone == together and [plan.asked for plan in alone] == [words for words, _ in requests]
+    assert min(*first, *second) > 0
+
+
 class TestBestOf:
     def test_a_judge_who_knows_is_never_worse(self, tmp_path, monkeypatch):
         """One that prefers the first candidate chooses as no judge would; the truth lies above both."""
@@ -199,8 +209,29 @@ class TestBestOf:
             return [Score(subject=1 / (1 + k)) for k in range(len(pictures))]
 
         rows = script("best_of").compare(pipe, benchmark, first, 2)
-        assert rows["the first"] == rows["the judge's"]
-        assert sum(rows["the best there is"].values()) >= sum(rows["the first"].values())
+        assert rows["the first"] == rows["the judge's"] and script("best_of").errors_gone(rows) == 0
+        nothing, best = (rows[f"{way} - the first"] for way in ("the judge's", "the best there is"))
+        assert [(gain.mean, gain.low) for gain in nothing.values()] == [(0, None)] * 3
+        assert best["both"].mean == pytest.approx(
+            rows["the best there is"]["both"].mean - rows["the first"]["both"].mean
+        )
+        assert best["both"].mean >= 0 and best["both"].subjects == 3
+
+    def test_gains_are_compared_case_by_case(self, monkeypatch):
+        """By hand: two of three subjects gain, and what their cases have in common is in no interval."""
+        best_of = script("best_of")
+        found = {"a": (0.1, 0.4), "b": (0.5, 0.8), "c": (0.9, 0.9)}
+        benchmark = SimpleNamespace(cases=[SimpleNamespace(subject=name) for name in found])
+
+        def judged(pipe, benchmark, case, *rest):
+            return [dict.fromkeys(("identity", "obedience", "both"), value) for value in found[case.subject]], 1
+
+        monkeypatch.setattr(best_of, "judged", judged)
+        rows = best_of.compare(None, benchmark, None, 2)
+        gain = rows["the judge's - the first"]["identity"]
+        assert gain.mean == pytest.approx(0.2) and 0 <= gain.low < 0.2 < gain.high == pytest.approx(0.3)
+        assert rows["the first"]["identity"].high - rows["the first"]["identity"].low > gain.high - gain.low
+        assert best_of.errors_gone(rows) == pytest.approx(1 - 0.9 / 1.5)
 
     def test_it_paints_what_the_judge_chose(self, tmp_path, monkeypatch):
         shorten_plans(monkeypatch)

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 import subjectgen
 from subjectgen import Plan, PlanError, PlannedSubject, Round, Score, Subject, SubjectPipeline
+from subjectgen.binding import bind
 from subjectgen.cli import app
 from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
@@ -71,6 +72,7 @@ class Painter:
         thinks = options.get("reasoning") or count > 1 or rounds
         return SimpleNamespace(
             images=images[count - 1 :: count],  # the last candidate is the best
+            bindings=(bind(str(prompt), ["cup"]) if "Cup" in str(prompt) else (),),
             plans=[prompt] if isinstance(prompt, Plan) else [PLAN] if thinks else None,
             kept=[count - 1] * (len(images) // count) if count > 1 else None,
             scores=[tuple(Score(prompt=k + 1) for k in range(count))] * (len(images) // count) if count > 1 else None,
@@ -132,6 +134,11 @@ class TestGenerate:
         assert (call.prompt, call.subjects, call.num_images_per_prompt) == ("a red ground", None, 1)
         assert (call.height, call.width, call.num_inference_steps, call.stages) == (None, None, None, None)
         assert Image.open("out.png").size == (8, 8)
+
+    def test_what_stands_for_which_reference(self, painter: Painter):
+        output = run("generate", "--prompt", "the Cup on red", "--subject", "red.png", "--name", "cup")
+        assert "'Cup' is image 1" in output
+        assert "is image" not in run("generate", "--prompt", "it on red", "--subject", "red.png")
 
     def test_every_flag(self, painter: Painter):
         run("generate", "--prompt", "p", "--subject", "red.png", "--subject", "blue.png", "--out", "a/b/c.png",

@@ -3,13 +3,20 @@
 import json
 
 import pytest
+import torch
 from tiny_pipeline import reasoning_pipeline, shorten_plans
 from tiny_subjects import cutout_folder
 
-from subjectgen import Plan, PlannedSubject
-from subjectgen.data.world import COLOURS, PLACES
+from subjectgen import PlannedSubject, SubjectPipeline
+from subjectgen.data import plans
+from subjectgen.data.indirect import with_placement
+from subjectgen.data.world import COLOURS, PLACES, POSES
 from subjectgen.evaluate import emoji
-from subjectgen.evaluate.reasoning import ReasoningBenchmark, evaluate, read_by
+from subjectgen.evaluate.cases import Shard
+from subjectgen.evaluate.plan_scores import decision_scores, f1, read_scores
+from subjectgen.evaluate.reasoning import ReasoningBenchmark
+from subjectgen.evaluate.reasoning_run import Order, evaluate, plan_lines
+from subjectgen.reasoning.grammar import parse_plan
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +34,71 @@ def said(sighting, **changes):
     return PlannedSubject(**{**values, "ground": "white plain", **changes})
 
 
+def true_plan(benchmark, case):
+    """What mini is taught to write of it."""
+    scene, shown = benchmark.meant(case)
+    seen = benchmark.seen(case)
+    return parse_plan(plans.plan(scene, seen, shown), len(seen), case.prompt)
+
+
 def test_what_is_read(benchmark):
     case = benchmark.cluttered[0]
-    (true,) = seen = benchmark.seen(case.looks, case.poses)
-    words = dict.fromkeys(("scene", "view", "pose", "changes", "keeps", "asked"), "x")
-    wrong = next(colour for colour in COLOURS if colour != true.colours[0])
-    for subject, expected in (
-        (said(true), (True, True, 1.0)),
-        (said(true, colours=(wrong, *true.colours)), (False, True, 1.0)),
-        (said(true, pose="sideways"), (True, False, 1.0)),
-        (said(true, box=(0, 0, 1, 1)), (True, True, pytest.approx(0.0, abs=0.01))),
+    (true,) = benchmark.seen(case)
+    wrong = next(colour for colour in COLOURS if colour not in true.colours)
+    small = pytest.approx(0.0, abs=0.01)
+    doubled = 2 * len(true.colours) / (2 * len(true.colours) + 1)
+    for subject, colour, colours, pose, box in (
+        (said(true), 1, 1, 1, 1),
+        (said(true, colours=(wrong, *true.colours)), 0, pytest.approx(doubled), 1, 1),
+        (said(true, colours=(wrong,)), 0, 0, 1, 1),
+        (said(true, pose="sideways"), 1, 1, 0, 1),
+        (said(true, box=(0, 0, 1, 1)), 1, 1, 1, small),
     ):
-        (read,) = read_by(Plan(subjects=(subject,), prompt="image 1", **words), seen)
-        assert (read.colour, read.pose, read.box_iou) == expected and read.turned == (true.pose != "upright")
+        scores = read_scores(subject, true)
+        assert [scores[name] for name in ("colour", "colours", "seen_pose", "box_iou")] == [colour, colours, pose, box]
+        assert scores.get("turned_pose") == (None if true.pose == "upright" else pose)
+
+
+def test_colour_words():
+    """By hand: one of two said words is true, one of three true words is said."""
+    assert f1(("red", "blue"), ("red", "green", "black")) == pytest.approx(2 * 1 / 5)
+    assert f1(("blue", "red", "red"), ("red", "blue")) == 1 and f1(("red",), ("blue",)) == 0
+
+
+def test_what_is_decided(benchmark):
+    """Each decision by itself, of direct and of indirect requests; no plan decides nothing."""
+    for case in benchmark.cases:
+        scene, shown = benchmark.meant(case)
+        plan = true_plan(benchmark, case)
+        right = dict.fromkeys(("planned_scene", "planned_view", "planned_pose"), 1.0)
+        assert decision_scores(plan, scene, shown) == right
+        for name in ("scene", "view", "pose"):
+            wrong = plan.replace(**{name: "something else", "prompt": "a red ground"})
+            assert decision_scores(wrong, scene, shown) == {**right, f"planned_{name}": 0.0}
+        assert decision_scores(None, scene, shown) == dict.fromkeys(right, 0.0)
+        other = next(pose for pose in POSES if pose != scene.placements[0].pose)
+        assert decision_scores(plan, with_placement(scene, pose=other), shown)["planned_pose"] == 0
+
+
+def test_lines_are_about_the_subject_that_is_read(benchmark):
+    """Intervals resample subjects: the second reference is another one than the first."""
+    case = next(case for case in benchmark.questions if len(case.looks) == 2)
+    decided, *read = plan_lines(benchmark, case, true_plan(benchmark, case))
+    assert [line["subject"] for line in read] == [each.name for each in benchmark.seen(case)]
+    assert decided["scores"]["parsed"] == 1 and decided["subject"] == case.subject
+    assert all(line["scores"]["colours"] == line["scores"]["box_iou"] == 1 for line in read)
+    (nothing,) = plan_lines(benchmark, case, None)
+    assert nothing["scores"] == dict.fromkeys(("parsed", "planned_scene", "planned_view", "planned_pose"), 0.0)
+
+
+def test_further_requests_change_no_earlier_ones(benchmark, folder):
+    fewer = ReasoningBenchmark(2, 5, folder)
+    assert (fewer.cluttered, fewer.questions) == (benchmark.cluttered[:2], benchmark.questions[:5])
 
 
 def test_references_are_cluttered(benchmark):
     for case in benchmark.cluttered:
-        (box,), (pose,) = [each.box for each in benchmark.seen(case.looks, case.poses)], case.poses
+        (box,), (pose,) = [each.box for each in benchmark.seen(case)], case.poses
         assert pose.ground is not None and pose.beside is not None
         assert not box[0] <= 50 - 10 <= 50 + 10 <= box[2] or not box[1] <= 40 <= 60 <= box[3]
 
@@ -64,16 +118,91 @@ def test_the_truth_is_right_and_other_scenes_are_not(benchmark):
             assert not benchmark.scene_right(question, rendered(benchmark, question, scene.with_place(place)))
 
 
-def test_end_to_end(folder, tmp_path, monkeypatch):
-    """Random weights: every plan parses, hardly anything is right, and all files are there."""
-    shorten_plans(monkeypatch)
-    means = evaluate(reasoning_pipeline(image_size=128), 2, 3, tmp_path, folder)
-    assert means["reading"]["plan"]["parsed"].mean == 1 and means["indirect"]["with a plan"]["scene"].count == 3
-    assert list(means["clutter"]) == ["whole reference", "planned box"]
-    table = json.loads((tmp_path / "table.json").read_text())
-    assert table["parts"]["reading"]["plan"]["parsed"]["mean"] == 1
-    assert (tmp_path / "sheet.png").exists() and (tmp_path / "report.html").exists()
-    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    references = 2 + sum(len(question.looks) for question in ReasoningBenchmark(2, 3, folder).questions)
-    assert sum(line["part"] == "reading" for line in lines) == means["reading"]["plan"]["colour"].count == references
-    assert len(lines) == references + 2 * 2 + 2 * 3 and len({line["model"] for line in lines}) == 1
+@pytest.fixture(scope="module")
+def small(folder):
+    return ReasoningBenchmark(2, 3, folder)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return reasoning_pipeline(image_size=128, num_inference_steps=1)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, small, pipe):
+    """A run in one go, and its means."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_plans(patch)
+        return out, evaluate(small, out, Order(model="tiny", command="it"), lambda: pipe)
+
+
+class TestRun:
+    """Random weights: every plan parses, hardly anything is right."""
+
+    @pytest.fixture(autouse=True)
+    def short_plans(self, monkeypatch):
+        shorten_plans(monkeypatch)
+
+    def test_all_files_are_there(self, whole, small):
+        out, means = whole
+        assert means["deciding"]["direct requests"]["parsed"].mean == 1
+        assert means["deciding"]["indirect requests"]["planned_pose"].count == 3
+        assert means["indirect"]["with a plan"]["scene"].count == 3
+        assert list(means["clutter"]) == ["whole reference", "planned box"]
+        table = json.loads((out / "table.json").read_text())
+        assert table["parts"]["deciding"]["direct requests"]["parsed"]["mean"] == 1 and table["command"] == "it"
+        assert (out / "sheet.png").exists() and (out / "report.html").exists()
+        lines = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+        references = sum(len(case.looks) for case in small.cases)
+        assert sum(line["part"] == "reading" for line in lines) == references
+        assert len(lines) == references + 5 + 2 * 5 and len({line["model"] for line in lines}) == 1
+
+    def test_stopped_and_gone_on_with_in_shards(self, whole, small, pipe, tmp_path, monkeypatch):
+        """The first shard is stopped after its plans; nothing that is there is made again, all figures are the same."""
+        out, means = whole
+        first, second = (Order(model="tiny", phase="paint", shard=Shard(index=k, count=2)) for k in (1, 2))
+        with monkeypatch.context() as patch:
+            patch.setattr("subjectgen.evaluate.reasoning_run.paint", stop)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(small, tmp_path, first, lambda: pipe)
+        with pytest.raises(FileNotFoundError, match=r"12 of 15 plans and pictures lack.*--phase paint"):
+            evaluate(small, tmp_path, Order(phase="score"), stop)
+        asked, stock = [], SubjectPipeline.reason
+        monkeypatch.setattr(SubjectPipeline, "reason", lambda self, p, *rest: asked.extend(p) or stock(self, p, *rest))
+        for order in (first, second, first):
+            assert evaluate(small, tmp_path, order, lambda: pipe) == {}
+        assert asked == [case.prompt for case in small.cases[1::2]]
+        assert evaluate(small, tmp_path, Order(phase="score"), stop) == means
+        assert (tmp_path / "scores.jsonl").read_text() == (out / "scores.jsonl").read_text()
+
+    def test_a_request_without_a_plan(self, whole, small, pipe, tmp_path, monkeypatch):
+        """It counts as wrong, and is painted as it was asked for."""
+        stock = SubjectPipeline.reason
+        monkeypatch.setattr(SubjectPipeline, "reason", lambda self, *given: stock(self, *given, max_new_tokens=5))
+        means = evaluate(small, tmp_path, Order(), lambda: pipe)
+        assert means["deciding"]["direct requests"]["parsed"].mean == 0 and "reading" not in means
+        pictures = tmp_path / "pictures"
+        for case in small.questions:
+            same = [(pictures / way / f"{case.name}-0.png").read_bytes() for way in means["indirect"]]
+            assert same[0] == same[1]
+
+    def test_another_model_is_refused(self, whole, small):
+        other = reasoning_pipeline(image_size=128)
+        with torch.no_grad():
+            next(other.mllm.parameters()).add_(1)
+        with pytest.raises(ValueError, match=r"sha256 of the model.*--out"):
+            evaluate(small, whole[0], Order(phase="paint"), lambda: other)
+
+    @pytest.mark.parametrize("phase", ["all", "score"])
+    def test_shards_are_for_painting(self, phase):
+        with pytest.raises(ValueError, match=f"--shard with --phase {phase}: expected --phase paint"):
+            Order(phase=phase, shard=Shard(index=1, count=2))
+
+    def test_an_unknown_phase(self):
+        with pytest.raises(ValueError, match="'cases' is no phase: expected all, paint, score"):
+            Order(phase="cases")
+
+
+def stop(*_):
+    raise KeyboardInterrupt

@@ -154,7 +154,7 @@ class TestPicker:
     def written(self, tokenizer, **options):
         picker, ids = GrammarPicker(tokenizer, self.GRAMMAR, **options), []
         while not picker.finished:
-            ids.append(picker(self.logits(tokenizer)))
+            ids += picker(self.logits(tokenizer), 1)
         return tokenizer.decode(ids)
 
     def test_likeliest(self, tokenizer):
@@ -162,7 +162,7 @@ class TestPicker:
         logits = self.logits(tokenizer)
         best = max(starts["red"] + starts["black"], key=lambda token: logits[token])
         picker = GrammarPicker(tokenizer, self.GRAMMAR)
-        assert picker(logits) == best != int(logits.argmax())
+        assert picker(logits, 1) == [best] != [int(logits.argmax())]
         assert self.written(tokenizer) in {"red", "black"}
 
     def starts(self, tokenizer, word):
@@ -176,11 +176,31 @@ class TestPicker:
         logits[starts[0]] = 6.0
         generator = torch.Generator().manual_seed(0)
         draws = [
-            GrammarPicker(tokenizer, self.GRAMMAR, temperature=0.5, generator=generator)(logits) for _ in range(600)
+            GrammarPicker(tokenizer, self.GRAMMAR, temperature=0.5, generator=generator)(logits, 1)[0]
+            for _ in range(600)
         ]
         expected = np.exp(2) / (np.exp(2) + len(starts) - 1)  # e^(1 / .5) against e^0 for each other
         assert set(draws) <= set(starts)
         assert draws.count(starts[0]) / len(draws) == pytest.approx(expected, abs=0.06)
+
+    @pytest.mark.parametrize("at_most", [1, 3, 99])
+    def test_what_the_grammar_forces_needs_no_logits(self, tokenizer, at_most):
+        """Nothing but the first digit is open: the same text in fewer steps, and never more than is asked for."""
+        grammar = 'start: "<subject>the name: " /[0-9]/ " is a number</subject>"'
+        picker, steps = GrammarPicker(tokenizer, grammar), []
+        while not picker.finished:
+            steps.append(picker(self.logits(tokenizer), at_most))
+        text = tokenizer.decode([token for step in steps for token in step])
+        digit = text.removeprefix("<subject>the name: ")[0]
+        assert text == f"<subject>the name: {digit} is a number</subject>" and digit.isdigit()
+        assert max(map(len, steps)) <= at_most and (at_most == 1) == (max(map(len, steps)) == 1)
+
+    def test_two_texts_of_one_grammar(self, tokenizer):
+        """The grammar is read once; each text goes its own way through it."""
+        first, second = (GrammarPicker(tokenizer, self.GRAMMAR) for _ in range(2))
+        while not first.finished:
+            first(self.logits(tokenizer), 1)
+        assert not second.finished and self.written(tokenizer) in {"red", "black"}
 
     def test_a_seed_is_a_text(self, tokenizer):
         texts = [

@@ -1,10 +1,13 @@
 """Reasoning with tiny random MLLMs of both families: what is written, what is read once, what is painted."""
 
+from io import StringIO
+
 import pytest
 import torch
 from tiny import tiny_mllm
 from tiny_pipeline import picture, reasoning_pipeline, seeded_generators, shorten_plans, tiny_pipeline
 from tiny_qwen import SYSTEM_AND_USER, lively, reasoning_qwen_pipeline, tiny_qwen_mllm, tiny_qwen_processor
+from tqdm import tqdm
 from transformers import GenerationConfig
 
 from subjectgen import Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
@@ -53,10 +56,34 @@ def latents(pipe, prompt, *subjects, **options):
     return pipe(prompt, *subjects, generator=seeded_generators(3), output_type="latent", **options).images
 
 
-def likeliest(reader, prompt, images):
-    """Token after token, without a grammar."""
-    tokens = reader.answer(prompt, reader.read_references(images), lambda logits: int(logits.argmax()))
-    return [token for token, _ in zip(tokens, range(NEW_TOKENS), strict=False)]
+class Likeliest:
+    """Token after token, without a grammar; of what is known before, several at once, as if a grammar forced them."""
+
+    finished = False
+
+    def __init__(self, known=()):
+        self.known = list(known)
+
+    def __call__(self, logits, at_most):
+        token = int(logits.argmax())
+        if not self.known:
+            return [token]
+        count = min(at_most, 1 + self.known[0] % 4)
+        tokens, self.known = self.known[:count], self.known[count:]
+        assert tokens[0] == token
+        return tokens
+
+
+def answers(reader, prompts, prefixes, pickers, count=NEW_TOKENS):
+    written = [[] for _ in prompts]
+    for step in reader.answers(prompts, prefixes, pickers, count):
+        for number, tokens in step.items():
+            written[number] += tokens
+    return written
+
+
+def likeliest(reader, prompt, images, count=NEW_TOKENS):
+    return answers(reader, [prompt], [reader.read_references(images)], [Likeliest()], count)[0]
 
 
 def generated(mllm, ids, **inputs):
@@ -105,19 +132,43 @@ class TestAnswer:
     def test_the_prefix_stays_as_it_is(self, reader, references):
         prefix = reader.read_references(references[:2])
         keys, values = prefix.keys.clone(), prefix.values.clone()
-        first, second = (
-            [
-                token
-                for token, _ in zip(reader.answer(PROMPT, prefix, lambda x: int(x.argmax())), range(9), strict=False)
-            ]
-            for _ in range(2)
-        )
+        first, second = (answers(reader, [PROMPT], [prefix], [Likeliest()], 9) for _ in range(2))
         assert first == second and torch.equal(prefix.keys, keys) and torch.equal(prefix.values, values)
 
     def test_no_room_for_an_answer(self, processor):
         reader = InternVLReader(tiny_mllm(max_position_embeddings=12), processor)
         with pytest.raises(ValueError, match=r"12 positions.*shorter prompt"):
-            next(reader.answer(PROMPT * 9, reader.read_references([]), lambda logits: 0))
+            next(reader.answers([PROMPT * 9], [reader.read_references([])], [Likeliest()], 9))
+
+
+class TestAnswers:
+    """Several side by side: rows of different lengths, that end at different times."""
+
+    PROMPTS = (PROMPT, "a", "something much longer about the subject of the picture", PROMPT)
+
+    def reader_and_prefixes(self, name):
+        reader, _ = PIPELINES[name]().adapters()
+        lively(reader.mllm)
+        images = ([RED], [], [RED, BLUE], [TALL, BLUE, RED])
+        sized = [[image.resize((64, 64)) for image in each] for each in images]
+        return reader, [reader.read_references(each) for each in sized]
+
+    @pytest.mark.parametrize("name", PIPELINES)
+    def test_each_is_the_same_alone(self, name):
+        reader, prefixes = self.reader_and_prefixes(name)
+        alone = [answers(reader, [p], [x], [Likeliest()])[0] for p, x in zip(self.PROMPTS, prefixes, strict=True)]
+        together = answers(reader, self.PROMPTS, prefixes, [Likeliest() for _ in prefixes])
+        assert together == alone and len(set(map(tuple, alone))) == 4 and {len(each) for each in alone} == {NEW_TOKENS}
+
+    @pytest.mark.parametrize("name", PIPELINES)
+    def test_several_tokens_at_once(self, name):
+        """Rows that read one to four tokens a step, and end after different numbers of steps."""
+        reader, prefixes = self.reader_and_prefixes(name)
+        one_by_one = answers(reader, self.PROMPTS, prefixes, [Likeliest() for _ in prefixes])
+        pickers = [Likeliest(tokens) for tokens in one_by_one]
+        steps = list(reader.answers(self.PROMPTS, prefixes, pickers, NEW_TOKENS))
+        written = [[token for step in steps for token in step.get(row, ())] for row in range(4)]
+        assert written == one_by_one and len(steps) < NEW_TOKENS and len({len(step) for step in steps}) > 1
 
 
 def layout_of_nothing(reader, count):
@@ -145,9 +196,9 @@ class TestPlans:
         assert drawn(0) == first != second
 
     def test_the_instruction_precedes_the_request(self, small, monkeypatch):
-        asked, answer = [], InternVLReader.answer
+        asked, answers = [], InternVLReader.answers
         monkeypatch.setattr(
-            InternVLReader, "answer", lambda self, text, *rest: asked.append(text) or answer(self, text, *rest)
+            InternVLReader, "answers", lambda self, texts, *rest: asked.extend(texts) or answers(self, texts, *rest)
         )
         assert reasoning_pipeline(plan_instruction="Plan it.").reason(PROMPT).asked == PROMPT
         small.reason(PROMPT)
@@ -163,6 +214,94 @@ class TestPlans:
         parts = [line for line in INSTRUCTION.splitlines() if line.startswith(("<subject>", "<plan>", "<prompt>"))]
         plan = grammar.parse_plan("".join(parts), 1, "")
         assert plan.subjects[0].name == "lady beetle" and plan.prompt.startswith("image 1")
+
+
+class TestSeveral:
+    """A list of prompts is planned side by side."""
+
+    PROMPTS = (PROMPT, "on the blue ground", "a cat that is much larger than the others", PROMPT)
+    IMAGES = ([RED], [TALL, BLUE], [], [BLUE])
+
+    def together(self, pipe, **options):
+        return pipe.reason(list(self.PROMPTS), list(self.IMAGES), **options)
+
+    def test_each_plan_is_the_same_alone(self, pipe):
+        plans = self.together(pipe)
+        assert plans == [pipe.reason(*pair) for pair in zip(self.PROMPTS, self.IMAGES, strict=True)]
+        assert len(set(map(str, plans))) == 4
+        assert [len(plan.subjects) for plan in plans] == [1, 2, 0, 1]
+
+    def test_each_painted_plan_is_the_same(self, small):
+        together, alone = self.together(small)[1], small.reason(self.PROMPTS[1], self.IMAGES[1])
+        assert torch.allclose(latents(small, together), latents(small, alone), atol=1e-4)
+
+    def test_a_list_of_one(self, small):
+        assert small.reason([PROMPT], RED) == [small.reason(PROMPT, RED)]
+
+    def test_one_list_of_images_for_all_prompts_is_read_once(self, pipe, monkeypatch):
+        counter = Counter(pipe, monkeypatch)
+        first, second = pipe.reason([PROMPT, "another"], [RED, BLUE])
+        assert (counter.read, counter.encoded) == (2, 2) and first.embeds is second.embeds
+        assert second.asked == "another"
+
+    def test_draws_of_each_are_its_own(self, small):
+        def drawn(seeds, start=0):
+            prompts, images = list(self.PROMPTS[start:]), list(self.IMAGES[start:])
+            return small.reason(prompts, images, temperature=1.5, generator=seeded_generators(*seeds))
+
+        assert drawn([5, 6, 7, 8])[2:] == drawn([7, 8], start=2) != drawn([8, 7], start=2)
+
+    def test_what_is_written_so_far(self, small):
+        heard = []
+        plans = self.together(small, callback_on_token=lambda pipe, texts: heard.append(texts))
+        assert all(len(texts) == 4 and all(texts) for texts in heard)
+        assert [text.rpartition("<prompt>")[2] for text in heard[-1]] == [f"{plan.prompt}</prompt>" for plan in plans]
+
+    def test_those_that_fail_are_named_and_the_others_are_kept(self, small, monkeypatch):
+        plans, counts = self.counted(small, monkeypatch)
+        words = r"3 of 4 prompts came to no plan, prompt 1: .*max_new_tokens.*; prompt 2: .*; prompt 4: "
+        with pytest.raises(PlanError, match=words) as refused:
+            self.together(small, max_new_tokens=counts[2])
+        assert refused.value.plans[2] == plans[2] and counts[2] < min(counts[0], counts[1], counts[3])
+        failed = [each for each in refused.value.plans if isinstance(each, PlanError)]
+        assert len(failed) == 3 and refused.value.written == failed[0].written and not failed[0].plans
+        assert torch.equal(latents(small, refused.value.plans[2]), latents(small, plans[2]))
+
+    def counted(self, pipe, monkeypatch):
+        """The plans, and how many tokens each has."""
+        counts, stock = [0] * len(self.PROMPTS), InternVLReader.answers
+
+        def counting(reader, *given):
+            for step in stock(reader, *given):
+                for number, tokens in step.items():
+                    counts[number] += len(tokens)
+                yield step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(InternVLReader, "answers", counting)
+            return self.together(pipe), counts
+
+    def test_a_text_that_contradicts_itself(self, small, monkeypatch):
+        monkeypatch.setattr(grammar, "_words", lambda at_most, without: "image 2")
+        with pytest.raises(PlanError, match=r"1 of 2 prompts came to no plan, prompt 1: .*speaks of 'image 2'") as e:
+            small.reason([PROMPT, PROMPT], [[RED], [RED, BLUE]])
+        assert e.value.plans[1].prompt == "image 2" and e.value.written.endswith("<prompt>image 2</prompt>")
+
+    def test_a_call_with_reasoning_names_it_too(self, small, monkeypatch):
+        monkeypatch.setattr(grammar, "_words", lambda at_most, without: "image 2")
+        with pytest.raises(PlanError, match=r"1 of 2 prompts came to no plan, prompt 1: ") as e:
+            small([PROMPT, PROMPT], [[RED], [RED, BLUE]], reasoning=True)
+        assert e.value.plans[1].prompt == "image 2"
+
+    def test_interrupted_between_two_ends(self, small):
+        """What was finished by then is kept."""
+
+        def stop(pipeline, texts):
+            pipeline._interrupt = any(text.endswith("</prompt>") for text in texts)
+
+        with pytest.raises(PlanError, match=r"3 of 4 .*prompt 1: the plan was interrupted after \d+ tokens") as stopped:
+            self.together(small, callback_on_token=stop)
+        assert stopped.value.plans[2] == small.reason(self.PROMPTS[2])
 
 
 class Counter:
@@ -210,7 +349,7 @@ class TestReadOnce:
         named = [[Subject(RED, name="fox")], [Subject(RED, name="hat")], [Subject(RED, name="hat")]]
         plans = pipe(["a fox", "a hat", "no hat"], named, reasoning=True).plans
         assert [plan.embeds.names for plan in plans] == [("fox",), ("hat",), ("hat",)]
-        assert counter.read == 2
+        assert plans[1].embeds is plans[2].embeds and counter.read == 1
 
     def test_subjects_that_were_encoded_before(self, pipe, monkeypatch):
         subject = pipe.encode_subjects([RED, BLUE])
@@ -248,6 +387,14 @@ class TestPainting:
     def test_references_that_are_not_spoken_of_are_left_out(self, pipe):
         plan = a_plan("Image 3 beside image 1 on red", count=3, subject_images=[RED, BLUE, TALL])
         assert torch.equal(latents(pipe, plan), latents(pipe, "Image 2 beside image 1 on red", [RED, TALL]))
+
+    def test_phrases_are_bound_in_the_plans_own_numbers(self, small):
+        """Also where a reference is left out and the others are counted anew."""
+        named = [Subject(RED, name="mug"), BLUE, TALL]
+        plan = a_plan("Image 3 beside the mug on red", count=3, subject_images=named)
+        out = small(plan, output_type="latent", num_inference_steps=1)
+        assert [str(each) for each in out.bindings[0]] == ["'Image 3' is image 3", "'mug' is image 1"]
+        assert [plan.prompt[slice(*each.span)] for each in out.bindings[0]] == ["Image 3", "mug"]
 
     def test_none_is_left_out_of_a_prompt_without_numbers(self, pipe):
         plan = a_plan("the cat on red", count=2, subject_images=[RED, BLUE])
@@ -332,12 +479,25 @@ class TestNoPlan:
 
         def stop(pipeline, written):
             heard.append(written)
-            pipeline._interrupt = len(heard) == 11
+            pipeline._interrupt = len(heard) == 5
 
-        with pytest.raises(PlanError, match="interrupted after 11 tokens") as stopped:
+        with pytest.raises(PlanError, match=r"interrupted after \d+ tokens") as stopped:
             pipe.reason(PROMPT, RED, callback_on_token=stop)
-        assert stopped.value.written == heard[-1] and heard[-1].startswith(heard[3])
+        assert stopped.value.written == heard[-1] and heard[-1].startswith(heard[3]) and len(heard) == 5
         assert pipe.reason(PROMPT, RED) == pipe.reason(PROMPT, RED, callback_on_token=lambda *_: None)
+
+    def test_a_progress_bar(self, small, monkeypatch):
+        """Counts the tokens of the longest plan, of as many as there may be."""
+        bars, words = [], []
+
+        def bar(total):
+            bars.append(tqdm(total=total, file=StringIO()))
+            return bars[0]
+
+        monkeypatch.setattr(small, "progress_bar", bar)
+        options = {"max_new_tokens": 500, "callback_on_token": lambda _, each: words.append(each)}
+        small.reason([PROMPT, PROMPT], [[], [RED]], **options)
+        assert bars[0].total == 500 and len(words) < bars[0].n < 500
 
     def test_ctrl_c_leaves_the_subjects_as_they_were(self, pipe):
         subject = pipe.encode_subjects(RED)
@@ -356,13 +516,19 @@ class TestRefusals:
         ("arguments", "options", "words"),
         [
             (("",), {}, "empty"),
-            (([PROMPT, PROMPT],), {}, r"one string.*reasoning=True"),
+            (([PROMPT, ""],), {}, "empty"),
+            ((7,), {}, "prompt=7"),
+            (([],), {}, "empty"),
+            (([PROMPT, PROMPT], [[RED]]), {}, "1 lists for 2 prompt"),
+            ((a_plan(),), {}, r"a plan to reason about.*pipe\(plan\)"),
             ((PROMPT, [RED] * 4), {}, "4 references.*at most 3"),
             ((PROMPT, "none.png"), {}, "none.png"),
             ((PROMPT,), {"max_new_tokens": 0}, "max_new_tokens=0"),
             ((PROMPT,), {"max_new_tokens": True}, "max_new_tokens=True"),
             ((PROMPT,), {"temperature": -1.0}, "temperature=-1.0"),
             ((PROMPT,), {"generator": torch.Generator()}, "temperature above 0"),
+            (([PROMPT] * 2,), {"temperature": 1.0, "generator": torch.Generator()}, r"for 2 prompt\(s\).*for each"),
+            (([PROMPT] * 2,), {"temperature": 1.0, "generator": [torch.Generator(), 3]}, r"for 2 prompt\(s\)"),
         ],
     )
     def test_before_anything_is_read(self, small, monkeypatch, arguments, options, words):

@@ -127,13 +127,25 @@ def reasoning(
     model: Model = "mini",
     num_prompts: Annotated[int, typer.Option(min=1, help="Cluttered references to read.")] = 200,
     num_riddles: Annotated[int, typer.Option(min=1, help="Indirect requests; the paper's set has 350.")] = 350,
-    out: Annotated[Path, typer.Option(help="The folder for the table and the sheet.")] = Path("out/reasoning"),
+    out: Annotated[Path, typer.Option(help="The folder of plans, pictures, scores, table and report.")] = Path(
+        "out/reasoning"
+    ),
+    phase: Annotated[
+        str,
+        typer.Option(help="all; or paint: make what plans and pictures are missing; score: measure them, and report."),
+    ] = "all",
+    shard: Annotated[str, typer.Option("--shard", help="i/n: every n-th request only, from the i-th on.")] = "1/1",
     cutouts: Cutouts = None,
 ) -> None:
     """Measure what reasoning before painting reads, and what it changes, against the truth of the emoji world."""
-    from subjectgen.evaluate.reasoning import evaluate as evaluate_reasoning
+    from subjectgen.evaluate.cases import Shard
+    from subjectgen.evaluate.reasoning import ReasoningBenchmark
+    from subjectgen.evaluate.reasoning_run import Order
+    from subjectgen.evaluate.reasoning_run import evaluate as evaluate_reasoning
 
-    evaluate_reasoning(open_model(model), num_prompts, num_riddles, out, cutouts, model, _command())
+    order = Order(model=model, phase=phase, shard=Shard.parse(shard), command=_command())
+    benchmark = ReasoningBenchmark(num_prompts, num_riddles, cutouts)
+    evaluate_reasoning(benchmark, out, order, lambda: open_model(model))
 
 
 def _order(

@@ -100,6 +100,8 @@ def generate(
     recipe |= {"reflect": str(reflect)} if reflect else {}
     if painted.plans is not None and plan is None:
         typer.echo(str(painted.plans[0]))
+    for each in painted.bindings[0]:
+        typer.echo(str(each))
     for index, (picture, file) in enumerate(zip(painted.images, files, strict=True)):
         candidates = seeds[index * best_of : (index + 1) * best_of]
         own_seed = candidates[painted.kept[index] if painted.kept else 0]

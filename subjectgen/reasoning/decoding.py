@@ -11,7 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 
 class GrammarPicker:
-    """Picks each next token among those that a grammar allows: the likeliest, or a draw at a temperature above 0."""
+    """Picks each next token among those that a grammar allows: the likeliest, or a draw at a temperature above 0.
+
+    Where it allows one text only, that is written without asking the MLLM.
+    """
 
     def __init__(
         self,
@@ -21,7 +24,7 @@ class GrammarPicker:
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ):
-        self._matcher = LLMatcher(_vocabulary(tokenizer), LLMatcher.grammar_from_lark(grammar))
+        self._matcher = _matcher(tokenizer, grammar).deep_copy()
         self._temperature, self._generator = temperature, generator
 
     @property
@@ -29,14 +32,19 @@ class GrammarPicker:
         """Whether the text is whole, so that nothing may follow."""
         return self._matcher.is_stopped()
 
-    def __call__(self, logits: Float[Tensor, " vocabulary"]) -> int:
-        """The next token, given the MLLM's logits; the grammar moves on."""
+    def __call__(self, logits: Float[Tensor, " vocabulary"], at_most: int) -> list[int]:
+        """The next token, given the MLLM's logits, and those that the grammar then forces; it moves on."""
         allowed = self._allowed()
         logits = logits[: len(allowed)].float().cpu()  # an embedding may have more rows than there are tokens
         token = self._picked(logits.masked_fill(~allowed, -torch.inf))
-        if not self._matcher.consume_token(token):
-            raise RuntimeError(f"llguidance refuses token {token}: {self._matcher.get_error()}")
-        return token
+        self._move_on([token])
+        forced = self._matcher.compute_ff_tokens()[: at_most - 1]
+        self._move_on(forced)
+        return [token, *forced]
+
+    def _move_on(self, tokens: list[int]) -> None:
+        if not self._matcher.consume_tokens(tokens):
+            raise RuntimeError(f"llguidance refuses tokens {tokens}: {self._matcher.get_error()}")
 
     def _allowed(self) -> Bool[Tensor, " tokens"]:
         return torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8).bool()
@@ -48,6 +56,12 @@ class GrammarPicker:
         if self._generator is not None:
             chances = chances.to(self._generator.device)
         return int(torch.multinomial(chances, 1, generator=self._generator))
+
+
+@lru_cache(maxsize=16)
+def _matcher(tokenizer: PreTrainedTokenizerFast, grammar: str) -> LLMatcher:
+    """At the start of the grammar: read once, however many texts it is for."""
+    return LLMatcher(_vocabulary(tokenizer), LLMatcher.grammar_from_lark(grammar))
 
 
 @lru_cache(maxsize=4)

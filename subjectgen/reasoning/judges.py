@@ -76,6 +76,6 @@ def _score(view: View, plan: Plan) -> Score:
         view_question(plan.view, view.number),
         pose_question(plan.pose, view.number),
     ]
-    return Score(
-        subject=math.prod(map(view.yes, subjects)) if subjects else None, prompt=math.prod(map(view.yes, decisions))
-    )
+    said = view.yes([*subjects, *decisions])
+    kept, obeyed = said[: len(subjects)], said[len(subjects) :]
+    return Score(subject=math.prod(kept) if subjects else None, prompt=math.prod(obeyed))

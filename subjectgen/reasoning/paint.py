@@ -35,7 +35,7 @@ def as_painted(request: Request, limits: Limits) -> Request:
     plans = plans_of(with_references(request).prompt)
     if plans is None:
         return request
-    prompts, subjects = zip(*(_painted(plan, limits) for plan in plans), strict=True)
+    prompts, subjects = zip(*(words_and_references(plan, limits) for plan in plans), strict=True)
     return replace(request, prompt=list(prompts), subject_images=list(subjects))
 
 
@@ -49,7 +49,7 @@ def with_references(request: Request) -> Request:
     return replace(request, prompt=plans, subject_images=None)
 
 
-def _painted(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
+def words_and_references(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
     """The prompt, and the references that it speaks of, counted anew; all of them if it speaks of none.
 
     What was read while reasoning is painted from as long as it is the same. Subjects that were encoded before cannot
@@ -74,8 +74,12 @@ def framed_references(plan: Plan, limits: Limits) -> list[Any]:
 
 def spoken_of(plan: Plan) -> list[int]:
     """Which references a plan's prompt is about, counted from 1; all of them if it speaks of none."""
-    bindings = bind(plan.prompt, _names(checked_entries(plan)))
-    return sorted({each.reference for each in bindings}) or list(range(1, len(plan.subjects) + 1))
+    return sorted({each.reference for each in bindings_of(plan)}) or list(range(1, len(plan.subjects) + 1))
+
+
+def bindings_of(plan: Plan) -> tuple[Binding, ...]:
+    """Which phrases of a plan's prompt, as it stands there, mean which of its references."""
+    return bind(plan.prompt, _names(checked_entries(plan)))
 
 
 def _names(entries: Sequence[Any]) -> Sequence[str | None]:

@@ -1,7 +1,7 @@
 """What an MLLM decides before anything is painted: read it, edit it, keep it as JSON, paint it with `pipe(plan)`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -14,11 +14,14 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in percent of the si
 
 
 class PlanError(ValueError):
-    """An MLLM did not write a plan. `written` is what it wrote."""
+    """An MLLM did not write a plan. `written` is what it wrote.
 
-    def __init__(self, message: str, written: str):
+    `plans`: of several prompts, what came of each: its Plan, or a PlanError of its own; empty for a single prompt.
+    """
+
+    def __init__(self, message: str, written: str, plans: "Sequence[Plan | PlanError]" = ()):
         super().__init__(message)
-        self.written = written
+        self.written, self.plans = written, tuple(plans)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from subjectgen.reasoning.grammar import parse_plan, plan_grammar
 from subjectgen.reasoning.instruction import request_to_plan
 from subjectgen.reasoning.paint import plans_of
 from subjectgen.reasoning.plan import Plan, PlanError
+from subjectgen.references import References
 from subjectgen.request import Request, ResolvedRequest, Subjects
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import ReferencePrefix
@@ -22,17 +22,19 @@ from subjectgen.types import ReferencePrefix
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
 
-OnToken = Callable[[Any, str], None]  # called with the pipeline and all that is written so far
+MAX_NEW_TOKENS = 768  # of a plan
+OnToken = Callable[[Any, Any], None]  # called with the pipeline and all that is written so far
 
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """How a plan is written."""
+    """How plans are written."""
 
-    max_new_tokens: int
-    temperature: float  # 0: always the likeliest token
-    generator: torch.Generator | None
-    on_token: OnToken | None
+    max_new_tokens: int = MAX_NEW_TOKENS
+    temperature: float = 0.0  # always the likeliest token
+    generator: Any = None  # a torch.Generator; one for each of several prompts
+    on_token: OnToken | None = None
+    several: bool = False  # whether it hears a list of texts
 
     def __post_init__(self) -> None:
         if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
@@ -42,70 +44,124 @@ class Writing:
         if self.generator is not None and self.temperature == 0:
             raise ValueError("a generator draws nothing at temperature=0: give a temperature above 0, or no generator")
 
+    def generators(self, count: int) -> list[torch.Generator | None]:
+        """The one that each prompt draws from, so that its plan is the same alone. Raises ValueError."""
+        if self.generator is None:
+            return [None] * count
+        given = self.generator if isinstance(self.generator, (list, tuple)) else [self.generator]
+        if len(given) != count or not all(isinstance(each, torch.Generator) for each in given):
+            raise ValueError(f"generator={self.generator!r} for {count} prompt(s): expected a torch.Generator for each")
+        return list(given)
 
-def reason(pipe: "SubjectPipeline", prompt: Any, subject_images: Any, writing: Writing) -> Plan:
-    """The plan of one prompt; what was read of its references goes with it."""
-    if not isinstance(prompt, str):
-        raise ValueError(f"prompt={prompt!r}: expected one string. pipe(prompts, images, reasoning=True) takes many.")
-    (entries,) = subject_lists(subject_images, 1)
-    resolved = pipe._resolve(Request(prompt=prompt, subject_images=[entries]))  # refuses before work begins
-    (named,), (embeds,) = resolved.prompts, _read(pipe, resolved.subjects)
-    reader, _ = pipe.adapters()
-    prefix = reader.read_references(()) if embeds is None else embeds.prefix
-    text = _written(pipe, reader, request_to_plan(pipe.config["plan_instruction"], named), prefix, writing)
-    return replace(parse_plan(text, prefix.num_references, prompt), subject_images=entries, embeds=embeds)
+
+def reason(pipe: "SubjectPipeline", prompt: Any, subject_images: Any, writing: Writing) -> Plan | list[Plan]:
+    """The plan of a prompt, or those of a list of prompts; what was read of their references goes with them."""
+    request = Request(prompt=prompt, subject_images=subject_images)
+    if plans_of(prompt) is not None:
+        raise ValueError("a plan to reason about: expected a prompt. A plan is painted as it is, with pipe(plan).")
+    several = not isinstance(prompt, str)
+    results = _results(pipe, request, pipe._resolve(request), replace(writing, several=several))
+    return _whole(results) if several else _plan(results[0])
 
 
 def reasoned(pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest) -> Request:
-    """A request with a plan in place of each prompt; references that prompts share are read once."""
+    """A request with a plan in place of each prompt."""
     if plans_of(request.prompt) is not None:
         raise ValueError("reasoning=True with a plan: expected prompts. A plan is painted as it is, without reasoning.")
-    prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-    given, read = subject_lists(request.subject_images, len(prompts)), _read(pipe, resolved.subjects)
-    plans = [
-        replace(pipe.reason(prompt, embeds), subject_images=entries)
-        for prompt, entries, embeds in zip(prompts, given, read, strict=True)
-    ]
+    results = _results(pipe, request, resolved, Writing())
+    plans = [_plan(results[0])] if isinstance(request.prompt, str) else _whole(results)
     return replace(request, prompt=plans, subject_images=None)
+
+
+def _results(
+    pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest, writing: Writing
+) -> list[Plan | PlanError]:
+    """What came of each prompt, all written together; references that prompts share are read once."""
+    asked = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+    generators, given = writing.generators(len(asked)), subject_lists(request.subject_images, len(asked))
+    embeds = _read(pipe, resolved.subjects)
+    reader, _ = pipe.adapters()
+    prefixes = [reader.read_references(()) if each is None else each.prefix for each in embeds]
+    prompts = [request_to_plan(pipe.config["plan_instruction"], named) for named in resolved.prompts]
+    texts = _written(pipe, reader, prompts, prefixes, writing, generators)
+    return list(map(_parsed, texts, asked, given, embeds))
+
+
+def _parsed(
+    text: str | PlanError, asked: str, entries: Sequence[Any], embeds: SubjectEmbeds | None
+) -> Plan | PlanError:
+    if isinstance(text, PlanError):
+        return text
+    try:
+        plan = parse_plan(text, 0 if embeds is None else embeds.num_references, asked)
+    except PlanError as error:
+        return error
+    return replace(plan, subject_images=entries, embeds=embeds)
+
+
+def _plan(result: Plan | PlanError) -> Plan:
+    if isinstance(result, PlanError):
+        raise result
+    return result
+
+
+def _whole(results: list[Plan | PlanError]) -> list[Plan]:
+    """All plans. Raises PlanError, which holds those that there are, if any is none."""
+    failed = {number: each for number, each in enumerate(results, start=1) if isinstance(each, PlanError)}
+    if not failed:
+        return [_plan(each) for each in results]
+    told = "; ".join(f"prompt {number}: {error}" for number, error in failed.items())
+    first = next(iter(failed.values()))
+    raise PlanError(f"{len(failed)} of {len(results)} prompts came to no plan, {told}", first.written, results)
 
 
 def _read(pipe: "SubjectPipeline", subjects: Sequence[Subjects]) -> list[SubjectEmbeds | None]:
     """The subjects of each prompt as this model reads them, equal ones once; None without any."""
-    read: dict[tuple, SubjectEmbeds | None] = {}
-    for each in subjects:
-        if (key := (each.key, each.names)) not in read:
-            read[key] = _encoded(pipe, each)
-    return [read[each.key, each.names] for each in subjects]
+    images = {(each.key, each.names): each for each in subjects if isinstance(each, References) and each.num_references}
+    read = dict(zip(images, pipe._encode(list(images.values())), strict=True))
+    return [each if isinstance(each, SubjectEmbeds) else read.get((each.key, each.names)) for each in subjects]
 
 
-def _encoded(pipe: "SubjectPipeline", subjects: Subjects) -> SubjectEmbeds | None:
-    if isinstance(subjects, SubjectEmbeds):
-        return subjects
-    return pipe._encode(subjects) if subjects.num_references else None
-
-
-def _written(pipe: "SubjectPipeline", reader: Reader, asked: str, prefix: ReferencePrefix, writing: Writing) -> str:
-    """A whole plan in the MLLM's words. Raises PlanError if it comes to no end."""
-    tokenizer, ids = reader.processor.tokenizer, []
-    grammar = plan_grammar(prefix.num_references)
-    picker = GrammarPicker(tokenizer, grammar, temperature=writing.temperature, generator=writing.generator)
+def _written(
+    pipe: "SubjectPipeline",
+    reader: Reader,
+    prompts: Sequence[str],
+    prefixes: Sequence[ReferencePrefix],
+    writing: Writing,
+    generators: Sequence[torch.Generator | None],
+) -> list[str | PlanError]:
+    """For each prompt a whole plan in the MLLM's words, or an error where it comes to no end."""
+    tokenizer = reader.processor.tokenizer
+    ids: list[list[int]] = [[] for _ in prompts]
+    pickers = [
+        GrammarPicker(
+            tokenizer, plan_grammar(prefix.num_references), temperature=writing.temperature, generator=generator
+        )
+        for prefix, generator in zip(prefixes, generators, strict=True)
+    ]
     with pipe.progress_bar(total=writing.max_new_tokens) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
-        for token in islice(reader.answer(asked, prefix, picker), writing.max_new_tokens):
-            ids.append(token)
-            bar.update()
+        for step in reader.answers(prompts, prefixes, pickers, writing.max_new_tokens):
+            for number, tokens in step.items():
+                ids[number] += tokens
+            bar.update(max(map(len, ids)) - bar.n)
             if writing.on_token is not None:
-                writing.on_token(pipe, tokenizer.decode(ids))
-            if picker.finished or pipe.interrupt:
+                texts = [tokenizer.decode(each) for each in ids]
+                writing.on_token(pipe, texts if writing.several else texts[0])
+            if pipe.interrupt:
                 break
-    text = tokenizer.decode(ids)
-    if not picker.finished:
-        raise PlanError(f"{_why_unfinished(pipe, len(ids), writing)} It wrote: {text!r}", text)
-    return text
+    return [
+        tokenizer.decode(each) if picker.finished else _unfinished(pipe, tokenizer.decode(each), len(each), writing)
+        for each, picker in zip(ids, pickers, strict=True)
+    ]
+
+
+def _unfinished(pipe: "SubjectPipeline", text: str, num_tokens: int, writing: Writing) -> PlanError:
+    return PlanError(f"{_why_unfinished(pipe, num_tokens, writing)} It wrote: {text!r}", text)
 
 
 def _why_unfinished(pipe: "SubjectPipeline", num_tokens: int, writing: Writing) -> str:
-    if pipe.interrupt:
-        return f"the plan was interrupted after {num_tokens} tokens."
     if num_tokens == writing.max_new_tokens:
         return f"the plan has no end after max_new_tokens={num_tokens}: give more."
+    if pipe.interrupt:
+        return f"the plan was interrupted after {num_tokens} tokens."
     return f"the plan has no end after {num_tokens} tokens, all that the MLLM has positions for: use fewer references."

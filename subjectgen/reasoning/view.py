@@ -20,6 +20,8 @@ from subjectgen.types import ReferencePrefix
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
 
+MAX_ANSWER = 64  # tokens: all respects, letter by letter
+
 
 @dataclass(frozen=True, kw_only=True)
 class View:
@@ -33,23 +35,23 @@ class View:
         """What the picture is called: image 1 is the first reference, this is the last."""
         return self.prefix.num_references
 
-    def yes(self, question: str) -> float:
-        """The probability that the answer begins like "yes", where it begins like "yes" or "no"; in either case."""
-        logits = self.reader.first_logits(question, self.prefix).float()
+    def yes(self, questions: Sequence[str]) -> list[float]:
+        """Of each: the probability that its answer begins like "yes", where it begins like "yes" or "no"; any case."""
+        if not questions:
+            return []
         tokens = [self._first_token(form) for word in (YES, NO) for form in (word, word.capitalize())]
-        return float(logits[tokens].softmax(-1)[:2].sum())
+        logits = self.reader.first_logits(questions, self.prefix).float()[:, tokens]
+        return logits.softmax(-1)[:, :2].sum(-1).tolist()
 
     def departures(self, plan: Plan) -> tuple[str, ...]:
         """The respects in which the picture is not what was planned, as the MLLM sees it; its likeliest answer."""
         tokenizer = self.reader.processor.tokenizer
         decisions = "; ".join(f"{name}: {getattr(plan, name)}" for name in DECISIONS)
         respects = RESPECTS if self.number > 1 else RESPECTS[1:]  # without references there is no subject to keep
-        picker, ids = GrammarPicker(tokenizer, departures_grammar(respects)), []
-        for token in self.reader.answer(departures_question(decisions, self.number), self.prefix, picker):
-            ids.append(token)
-            if picker.finished:
-                break
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        picker = GrammarPicker(tokenizer, departures_grammar(respects))
+        question = departures_question(decisions, self.number)
+        steps = self.reader.answers([question], [self.prefix], [picker], MAX_ANSWER)
+        text = tokenizer.decode([token for step in steps for token in step[0]], skip_special_tokens=True)
         if not picker.finished:
             raise ValueError(
                 f"the MLLM has no positions left to say more than {text!r} of its picture: use fewer references"

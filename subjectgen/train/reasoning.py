@@ -1,7 +1,7 @@
 """What GRPO of an MLLM's reasoning is made of, on the emoji world and on photographs, and how good its plans are."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
 
 FORMAT, SUBJECT, OBEDIENCE, PAINTED = "format", "subject", "obedience", "painted"  # as they are logged
+BATCH = 20  # plans that are written together when measured
 MEASURING = 2611  # seed of tasks that are only measured on; training draws from others
 
 
@@ -103,15 +104,24 @@ def scores_by_split(
 def measured(pipe: "SubjectPipeline", renderer: Renderer, count: int, name: str) -> dict[str, float]:
     """Mean rewards of the plans that `pipe.reason` makes of requests about these subjects, as users get them."""
     tasks = EmojiTasks(renderer, MEASURING)
-    scores = [_scores_of_plan(pipe, tasks[number]) for number in track(range(count), f"reasoning, {name}")]
+    batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    scores = [
+        each
+        for batch in track(batches, f"reasoning, {name}")
+        for each in _scores_of_plans(pipe, [tasks[number] for number in batch])
+    ]
     return {reward: sum(each[reward] for each in scores) / count for reward in scores[0]}
 
 
-def _scores_of_plan(pipe: "SubjectPipeline", task: EmojiTask) -> dict[str, float]:
+def _scores_of_plans(pipe: "SubjectPipeline", tasks: Sequence[EmojiTask]) -> list[dict[str, float]]:
     try:
-        plan = pipe.reason(task.prompt, list(task.references))
-    except PlanError:
-        plan = None
+        plans = pipe.reason([task.prompt for task in tasks], [list(task.references) for task in tasks])
+    except PlanError as error:
+        plans = [each if isinstance(each, Plan) else None for each in error.plans]
+    return [_scores_of_plan(*pair) for pair in zip(plans, tasks, strict=True)]
+
+
+def _scores_of_plan(plan: Plan | None, task: EmojiTask) -> dict[str, float]:
     return {
         FORMAT: float(plan is not None),
         SUBJECT: subject_reward(plan, task.seen),

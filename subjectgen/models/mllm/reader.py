@@ -1,18 +1,16 @@
 """What reads with an MLLM, whatever its family."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from subjectgen.models.mllm.cache import cache_of
+from subjectgen.models.mllm.answers import KeptRows, Picker, Row
 from subjectgen.models.mllm.template import Frame, asked_ids
 from subjectgen.types import ReferencePrefix
-
-Pick = Callable[[Float[Tensor, " vocabulary"]], int]  # the next token, given its logits
 
 
 class MllmReader:
@@ -47,41 +45,55 @@ class MllmReader:
         return self.mllm.config.get_text_config()
 
     @torch.no_grad()
-    def answer(self, prompt: str, prefix: ReferencePrefix, pick: Pick) -> Iterator[int]:
-        """Tokens of an answer to a prompt about the references of a prefix, which is left as it is.
+    def answers(
+        self,
+        prompts: Sequence[str],
+        prefixes: Sequence[ReferencePrefix],
+        pickers: Sequence[Picker],
+        max_new_tokens: int,
+    ) -> Iterator[dict[int, list[int]]]:
+        """Answers to prompts, each about the references of its prefix, which is left as it is; the same alone.
 
-        Goes on until the caller has enough, or the MLLM has no more positions. Raises ValueError for a prompt that
+        Yields what is written step by step: tokens by the number of their prompt, counted from 0. An answer ends when
+        its picker has finished, at max_new_tokens, or with the MLLM's positions. Raises ValueError for a prompt that
         leaves none.
         """
-        ids, positions_left = self._asked(prompt, prefix)
-        cache, position = cache_of(prefix, self.device, self.mllm.dtype), prefix.position
-        for _ in range(positions_left):
-            token = pick(self._next_logits(ids, position, cache))
-            yield token
-            position += len(ids)
-            ids = torch.tensor([token])
+        rows = [self._row(*each, max_new_tokens) for each in zip(range(len(prompts)), prompts, prefixes, strict=True)]
+        kept = KeptRows(prefixes, self.device, self.mllm.dtype)
+        while rows:
+            logits = self._next_logits(rows, kept)
+            yield {row.number: row.write(pickers[row.number], each) for row, each in zip(rows, logits, strict=True)}
+            going = [k for k, row in enumerate(rows) if row.room and not pickers[row.number].finished]
+            if 0 < len(going) < len(rows):
+                kept.keep(going)
+            rows = [rows[k] for k in going]
 
     @torch.no_grad()
-    def first_logits(self, prompt: str, prefix: ReferencePrefix) -> Float[Tensor, " vocabulary"]:
-        """Of the first token of an answer to a prompt about the references of a prefix, which is left as it is."""
-        ids, _ = self._asked(prompt, prefix)
-        return self._next_logits(ids, prefix.position, cache_of(prefix, self.device, self.mllm.dtype))
+    def first_logits(self, prompts: Sequence[str], prefix: ReferencePrefix) -> Float[Tensor, "prompts vocabulary"]:
+        """Of the first tokens of answers to prompts about the references of a prefix, which is left as it is."""
+        rows = [self._row(number, prompt, prefix, 1) for number, prompt in enumerate(prompts)]
+        return self._next_logits(rows, KeptRows([prefix] * len(rows), self.device, self.mllm.dtype))
 
-    def _asked(self, prompt: str, prefix: ReferencePrefix) -> tuple[Int[Tensor, " tokens"], int]:
-        """Everything behind the references, and how many positions that leaves for an answer."""
+    def _row(self, number: int, prompt: str, prefix: ReferencePrefix, max_new_tokens: int) -> Row:
+        """Everything behind the references, and how many tokens that leaves for an answer."""
         ids = asked_ids(self.processor.tokenizer, prompt, self._frame_behind(prefix.num_references))
-        return ids, self._positions_left(prefix.keys.shape[-2] + len(ids))
+        room = min(max_new_tokens, self._positions_left(prefix.keys.shape[-2] + len(ids)))
+        return Row(number=number, ids=ids, position=prefix.position, room=room)
 
-    def _next_logits(self, ids: Int[Tensor, " tokens"], position: int, cache: DynamicCache) -> Float[Tensor, " words"]:
-        """Of the token after these, the first of which stands at this position; the cache grows."""
+    def _next_logits(self, rows: Sequence[Row], kept: KeptRows) -> Float[Tensor, "rows vocabulary"]:
+        """Of the tokens after what each row has yet to read; what is kept grows by it."""
+        ids = kept.read([row.ids for row in rows])
+        starts = [row.position + len(row.ids) - ids.shape[1] for row in rows]  # padding comes first
+        positions = [self._text_positions(start, ids.shape[1]).clamp(min=0) for start in starts]
         out = self.mllm(
-            input_ids=ids[None].to(self.device),
-            position_ids=self._text_positions(position, len(ids)).to(self.device),
-            past_key_values=cache,
+            input_ids=ids.to(self.device),
+            position_ids=torch.cat(positions, dim=-2).to(self.device),
+            attention_mask=kept.mask,
+            past_key_values=kept.cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return out.logits[0, -1]
+        return out.logits[:, -1]
 
     def _positions_left(self, used: int) -> int:
         positions = self.text_config.max_position_embeddings

@@ -1,0 +1,195 @@
+"""The reasoning benchmark from its requests to its report: plans and pictures are files, so a killed run goes on."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import track
+
+from subjectgen.evaluate.cases import Painting, Shard, paintings_of, write_cases
+from subjectgen.evaluate.generation import PICTURES, REMEDY
+from subjectgen.evaluate.plan_scores import decision_scores, read_scores
+from subjectgen.evaluate.plots import check_plots
+from subjectgen.evaluate.reasoning import Asked, Question, ReasoningBenchmark
+from subjectgen.evaluate.report import write_report
+from subjectgen.evaluate.run import SHEET, SHEET_ROWS, WHOLE
+from subjectgen.evaluate.scoring import SCORES, Line, score, write_lines
+from subjectgen.evaluate.sheet import captioned_sheet
+from subjectgen.evaluate.table import Means, means_of, print_table, write_table
+from subjectgen.files import whole_file
+from subjectgen.images import load_image
+from subjectgen.pipeline import SubjectPipeline
+from subjectgen.reasoning.paint import words_and_references
+from subjectgen.reasoning.plan import Plan, PlanError
+from subjectgen.references import cropped_as_seen
+from subjectgen.weights import model_hash
+
+PHASES = ("all", "paint", "score")
+MODEL, PLANS = "model.json", "plans"
+BATCH = 20  # plans written together, and pictures painted together
+WHOLE_REFERENCE, PLANNED_BOX = CLUTTER = ("whole reference", "planned box")
+PLAIN, BY_PLAN = INDIRECT = ("without a plan", "with a plan")
+DIRECT_REQUESTS, INDIRECT_REQUESTS = "direct requests", "indirect requests"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be done. Raises ValueError for what does not go together."""
+
+    model: str = ""
+    phase: str = "all"
+    shard: Shard = WHOLE
+    command: str = ""  # that was given, for the report
+
+    def __post_init__(self):
+        if self.phase not in PHASES:
+            raise ValueError(f"--phase '{self.phase}' is no phase: expected {', '.join(PHASES)}.")
+        if self.shard.count > 1 and self.phase != "paint":
+            raise ValueError(
+                f"--shard with --phase {self.phase}: expected --phase paint; then --phase score for all shards at once."
+            )
+
+
+def evaluate(benchmark: ReasoningBenchmark, out: Path, order: Order, open_pipe: Callable[[], SubjectPipeline]) -> Means:
+    """Plan, paint and score, as far as ordered. => the means, none where nothing was scored."""
+    if order.phase != "paint":
+        check_plots()
+    if order.phase != "score":
+        make(open_pipe(), benchmark, out, order.shard)
+    return {} if order.phase == "paint" else measure(benchmark, out, order)
+
+
+def make(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, out: Path, shard: Shard) -> None:
+    """Plans and pictures of this shard's requests, but for those that are there.
+
+    Raises ValueError if another model, or the answer to other requests, is there.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    write_cases(benchmark, out, 1)
+    _check_model(out, model_hash(pipe.components))
+    cases = benchmark.cases[shard.index - 1 :: shard.count]
+    write_plans(pipe, benchmark, [case for case in cases if not plan_file(out, case).exists()], out)
+    waiting = [each for case in cases for each in paintings(case, out) if not each.file.exists()]
+    for batch in track(list(_batches(waiting)), "painting"):
+        paint(pipe, benchmark, batch, out)
+
+
+def paintings(case: Asked, out: Path) -> list[Painting]:
+    """The pictures of a request: one for each way to paint it."""
+    ways = INDIRECT if isinstance(case, Question) else CLUTTER
+    return [each for way in ways for each in paintings_of([case], way, 1, out / PICTURES)]
+
+
+def write_plans(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, cases: Sequence[Asked], out: Path) -> None:
+    """A file for each request; it holds null where the MLLM came to no plan."""
+    for batch in track(list(_batches(cases)), "reasoning"):
+        for case, plan in zip(batch, planned(pipe, benchmark, batch), strict=True):
+            with whole_file(plan_file(out, case)) as temporary:
+                temporary.write_text("null" if plan is None else plan.to_json(), encoding="utf-8")
+
+
+def planned(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, cases: Sequence[Asked]) -> list[Plan | None]:
+    """Plans, and None where there is none."""
+    try:
+        return pipe.reason([case.prompt for case in cases], [benchmark.references(case) for case in cases])
+    except PlanError as error:
+        return [each if isinstance(each, Plan) else None for each in error.plans]
+
+
+def plan_file(out: Path, case: Asked) -> Path:
+    return out / PLANS / f"{case.name}.json"
+
+
+def read_plan(out: Path, case: Asked) -> Plan | None:
+    """What `write_plans` wrote."""
+    values = json.loads(plan_file(out, case).read_text(encoding="utf-8"))
+    return None if values is None else Plan.from_dict(values)
+
+
+def paint(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, batch: Sequence[Painting], out: Path) -> None:
+    """Every picture from its own seed: that of a case is the same, whatever it is painted from."""
+    asked = [_asked(pipe, benchmark, each, out) for each in batch]
+    generators = [torch.Generator().manual_seed(each.seed) for each in batch]
+    pictures = pipe([words for words, _ in asked], [images for _, images in asked], generator=generators).images
+    for each, picture in zip(batch, pictures, strict=True):
+        with whole_file(each.file) as temporary:
+            picture.save(temporary, format="PNG")
+
+
+def _asked(
+    pipe: SubjectPipeline, benchmark: ReasoningBenchmark, painting: Painting, out: Path
+) -> tuple[str, list[Any]]:
+    """Words and references; what was not planned is painted as it was asked for."""
+    case: Any = painting.case
+    plan = read_plan(out, case) if painting.stages in (PLANNED_BOX, BY_PLAN) else None
+    references = benchmark.references(case)
+    if plan is None:
+        return case.prompt, references
+    if painting.stages == PLANNED_BOX:
+        return case.prompt, [cropped_as_seen(references[0], plan.subjects[0].box, pipe.limits)]
+    return words_and_references(plan.replace(subject_images=references), pipe.limits)
+
+
+def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
+    """Scores, table, sheet and report of all that is there. Raises FileNotFoundError where a plan or picture lacks."""
+    painted = [each for case in benchmark.cases for each in paintings(case, out)]
+    files = [*(plan_file(out, case) for case in benchmark.cases), *(each.file for each in painted)]
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} plans and pictures lack in '{out}', the first is '{missing[0]}': expected "
+            "all. Run --phase paint first, for every shard."
+        )
+    sha256 = json.loads((out / MODEL).read_text())
+    pictures = score(benchmark, painted, out, sha256)
+    plans = [line for case in benchmark.cases for line in plan_lines(benchmark, case, read_plan(out, case))]
+    lines = [*({"benchmark": benchmark.name, **line, "model": sha256} for line in plans), *pictures]
+    write_lines(out / SCORES, lines)
+    means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, out)
+    about = {"model": order.model, "sha256 of the model": sha256, "command": order.command}
+    write_table(out, means, about)
+    with whole_file(out / SHEET) as temporary:
+        sheet.save(temporary, format="PNG")
+    write_report(out, benchmark, means, lines, sheet, about)
+    print_table(benchmark, means)
+    return means
+
+
+def plan_lines(benchmark: ReasoningBenchmark, case: Asked, plan: Plan | None) -> Iterator[Line]:
+    """Whether there is a plan, what it decides, and how it reads each reference."""
+    requests = INDIRECT_REQUESTS if isinstance(case, Question) else DIRECT_REQUESTS
+    decided = {"parsed": float(plan is not None), **decision_scores(plan, *benchmark.meant(case))}
+    yield _line(case, "deciding", requests, 0, case.subject, decided)
+    for number, (said, true) in enumerate(zip(plan.subjects if plan else (), benchmark.seen(case), strict=False)):
+        yield _line(case, "reading", "plan", number, true.name, read_scores(said, true))
+
+
+def _line(case: Asked, part: str, way: str, number: int, subject: str, scores: dict[str, float]) -> Line:
+    """What the other benchmarks write of a picture."""
+    facts = {"part": part, "case": case.name, "number": number, "subject": subject, "prompt": case.prompt}
+    return {**facts, "stages": way, "seed": case.seed, "scores": scores}
+
+
+def contact_sheet(benchmark: ReasoningBenchmark, out: Path) -> Image.Image:
+    """Of indirect requests: the first reference, the truth, and what was painted."""
+    rows = []
+    for case in benchmark.questions[:SHEET_ROWS]:
+        painted = [load_image(each.file) for each in paintings(case, out)]
+        rows.append((case.prompt, [benchmark.references(case)[0], benchmark.truth(case), *painted]))
+    return captioned_sheet(("reference", "truth", *INDIRECT), rows)
+
+
+def _check_model(out: Path, sha256: str) -> None:
+    """Note whose answers are in this folder."""
+    if (out / MODEL).exists() and (known := json.loads((out / MODEL).read_text())) != sha256:
+        raise ValueError(f"sha256 of the model is {sha256} and was {known} for what is in --out. {REMEDY}")
+    with whole_file(out / MODEL) as temporary:
+        temporary.write_text(json.dumps(sha256))
+
+
+def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))

@@ -603,6 +603,8 @@ class TestEvaluate:
                 open_metrics([metric], JudgeOptions())
         with pytest.raises(ValueError, match="without --judge-model"):
             JudgeOptions(url="http://127.0.0.1:1")
+        with pytest.raises(ValueError, match="scale='taste': expected one of"):
+            open_metrics(["judge"], JudgeOptions(model="eyes", url="http://127.0.0.1:1", scale="taste"))
         assert not painter.opened
 
 

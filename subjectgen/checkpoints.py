@@ -11,7 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import PreTrainedModel
 
 from subjectgen.hub import loading
-from subjectgen.weights import WeightsError
+from subjectgen.weights import WeightsError, file_hash
 
 CONFIG, SAFETENSORS = "config.json", "model.safetensors"
 SHOWN = 4  # names in a message
@@ -28,6 +28,14 @@ class Checkpoint:
 
     def __str__(self) -> str:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+def version_of(checkpoint: Checkpoint) -> str:
+    """What scores are told to be by: a repository and its commit, or a folder and the sha256 of its weights."""
+    if checkpoint.revision is not None:
+        return str(checkpoint)
+    hashes = [file_hash(path)[:16] for path in sorted(Path(checkpoint.repo).glob("*.safetensors"))]
+    return f"{checkpoint.repo}@sha256:{'+'.join(hashes)}"
 
 
 def folder_of(checkpoint: Checkpoint, files: Sequence[str], also: Sequence[str] = ()) -> Path:

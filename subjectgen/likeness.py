@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPModel, Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from subjectgen.checkpoints import CONFIG, SAFETENSORS, Checkpoint, folder_of, network_of
+from subjectgen.checkpoints import CONFIG, SAFETENSORS, Checkpoint, folder_of, network_of, version_of
 from subjectgen.hub import loading
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Dino:
         """A DINOv2, 350 MB at the first use. Raises WeightsError."""
         network = network_of(Dinov2Model, checkpoint)
         network.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
-        return cls(network, str(checkpoint))
+        return cls(network, version_of(checkpoint))
 
     def __call__(self, pictures: Pictures, references: Pictures) -> Float[Tensor, "pictures references"]:
         """Cosines, -1..1."""
@@ -86,7 +86,7 @@ class Clip:
         with loading(str(processor or checkpoint)):
             tokenizer = AutoTokenizer.from_pretrained(folder)
             images = CLIPImageProcessorPil.from_pretrained(folder)
-        return cls(network, tokenizer, images, str(checkpoint))
+        return cls(network, tokenizer, images, version_of(checkpoint))
 
     def __call__(self, pictures: Pictures, words: str) -> Float[Tensor, " pictures"]:
         """Cosines, -1..1."""

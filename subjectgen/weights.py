@@ -71,7 +71,7 @@ def write_manifest(folder: Path, provenance: Mapping[str, tuple[str, str]]) -> t
     entries = tuple(
         WeightsFile(
             path=path.relative_to(folder).as_posix(),
-            sha256=_sha256(path),
+            sha256=file_hash(path),
             bytes=path.stat().st_size,
             licence=licence,
             origin=origin,
@@ -156,12 +156,13 @@ def _fault(path: Path, entry: WeightsFile) -> str | None:
         return f"{entry.path} is missing ({entry.bytes} bytes expected)"
     if (size := path.stat().st_size) < entry.bytes:
         return f"{entry.path} is truncated: {size} of {entry.bytes} bytes"
-    if (found := _sha256(path)) != entry.sha256:
+    if (found := file_hash(path)) != entry.sha256:
         return f"{entry.path} is altered: sha256 {found[:12]}..., expected {entry.sha256[:12]}..."
     return None
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -597,7 +597,7 @@ class TestEvaluate:
         run("evaluate", "dreambench", "--data", str(tmp_path), "--phase", "paint", "--num-prompts", "5")
         benchmark, out, order, _ = done
         assert [case.part for case in benchmark.cases] == ["one"] * 5 + ["two"] * 5 and not benchmark.figures
-        assert (out, order.model) == (Path("out/dreambench"), "qwen-image-2.1")
+        assert (out, order.model, order.num_seeds) == (Path("out/dreambench"), "qwen-image-2.1", 4)
 
     def test_refused(self, painter: Painter, cutouts: Path, tmp_path: Path):
         refused("evaluate", "emoji", "--shard", "2", words=("--shard '2'", "expected i/n"))
@@ -610,6 +610,8 @@ class TestEvaluate:
                 open_metrics([metric], JudgeOptions())
         with pytest.raises(ValueError, match="without --judge-model"):
             JudgeOptions(url="http://127.0.0.1:1")
+        with pytest.raises(ValueError, match="scale='taste': expected one of"):
+            open_metrics(["judge"], JudgeOptions(model="eyes", url="http://127.0.0.1:1", scale="taste"))
         assert not painter.opened
 
 

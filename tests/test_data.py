@@ -243,6 +243,11 @@ class TestBatches:
         assert torch.equal(first.target, again.target) and torch.equal(first.references, again.references)
         assert batch_of(used, 3, 8, 4).prompts != first.prompts != batch_of(used, 4, 7, 4).prompts
 
+    def test_as_many_subjects_as_asked_for(self, folder):
+        renderer = Renderer(load_subjects(cutouts=folder).split(unseen=False))
+        batches = [batch_of(renderer, 0, index, 2, count) for index in range(12) for count in (1, 2)]
+        assert [batch.references.shape[1] for batch in batches] == [1, 2] * 12
+
     def test_references_show_the_subjects_of_the_target(self, folder):
         renderer = Renderer(load_subjects(cutouts=folder).split(unseen=False))
         batches = [batch_of(renderer, 0, index, 2) for index in range(12)]

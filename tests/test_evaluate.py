@@ -11,12 +11,13 @@ from tiny_subjects import cutout_folder, held_out
 from subjectgen.data.render import ReferencePose
 from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene
 from subjectgen.evaluate import emoji
-from subjectgen.evaluate.emoji import PARTS, EmojiBenchmark, copied
+from subjectgen.evaluate.cases import cases_hash
+from subjectgen.evaluate.emoji import PARTS, EmojiBenchmark, closeness, copied
 from subjectgen.evaluate.sheet import GAP, LINE, captioned_sheet, picture_grid, picture_of, side_by_side
 from subjectgen.evaluate.shown import SceneReader, Shown, box_mask, nearest, of_reference, psnr
 
 NUM_PROMPTS = 4
-RIGHT = ("ground", "place", "size", "pose", "obedience", "identity")
+RIGHT = ("ground", "place", "size", "pose", "obedience", "identity", "closeness")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,11 @@ class TestMeasures:
         assert nearest(picture, candidates, top) == 0
         assert nearest(picture, candidates, ~top) == 2
 
+    def test_closeness(self):
+        """Of four others two are farther and one is as far."""
+        assert closeness(torch.tensor([1.0, 3.0, 2.0, 2.0, 5.0]), own=2) == 0.5
+        assert closeness(torch.tensor([1.0, 3.0, 2.0]), own=0) == 1 and closeness(torch.tensor([1.0, 3.0]), own=1) == 0
+
     def test_box_mask(self):
         placements = (Placement(place="top left", size="small"), Placement(place="bottom right", size="large"))
         mask = box_mask(Scene(ground=Ground(colour="red"), placements=placements))
@@ -98,6 +104,10 @@ class TestCases:
         for part, number in (("one", 4), ("three", 2), ("copying", 2)):
             assert cases_of(again, part)[:number] == cases_of(benchmark, part)
         assert again.looks == benchmark.looks
+
+    def test_cases_are_those_of_every_machine(self, benchmark):
+        """Prompts, subjects and seeds, as they were when this was written: figures of before stay comparable."""
+        assert cases_hash(benchmark.cases) == "f72a7af60143a812322e6fad263d0c2fe035b3fb647a0514352daec0ff315008"
 
     def test_other_wordings_ask_for_the_same(self, benchmark):
         for case, anew in zip(cases_of(benchmark, "one"), cases_of(benchmark, "wordings"), strict=False):
@@ -129,10 +139,10 @@ class TestScores:
         for case in benchmark.cases:
             truth = rendered(benchmark, case)
             score = scores(benchmark, case, truth)
-            assert [score[name] for name in RIGHT] == [1] * 6 and score["region_psnr"] > 100
+            assert [score[name] for name in RIGHT] == [1] * len(RIGHT) and score["region_psnr"] > 100
             assert all(score[name] == 0 for name in score if name.startswith("copied") or name == "mixed")
             noisy = scores(benchmark, case, truth + 0.1 * torch.randn(truth.shape, generator=generator))
-            assert [noisy[name] for name in RIGHT] == [1] * 6
+            assert [noisy[name] for name in RIGHT] == [1] * len(RIGHT)
             assert noisy["region_psnr"] == pytest.approx(26.02, abs=0.5)  # 20 log10(2 / .1)
 
     def test_a_picture_is_scored_as_its_pixels_are(self, benchmark):
@@ -140,7 +150,7 @@ class TestScores:
         twice = benchmark.truth(case).resize((2 * SIDE, 2 * SIDE), Image.Resampling.NEAREST)
         exact, resized = benchmark.score(case, [benchmark.truth(case), twice])
         assert exact.scores["region_psnr"] > 45 and resized.scores["region_psnr"] > 25
-        assert [exact.scores[name] for name in RIGHT] == [resized.scores[name] for name in RIGHT] == [1] * 6
+        assert [exact.scores[name] for name in RIGHT] == [resized.scores[name] for name in RIGHT] == [1] * len(RIGHT)
         with pytest.raises(ValueError, match="a picture of 20x10 pixels: expected a square one"):
             benchmark.score(case, [Image.new("RGB", (20, 10))])
 
@@ -187,6 +197,7 @@ class TestScores:
             wrong = benchmark.looks[case.looks[0].subject + 7]
             score = scores(benchmark, case, rendered(benchmark, case, looks=[wrong]))
             assert (score["ground"], score["identity"]) == (1, 0) and score["region_psnr"] < 30
+            assert 0 <= score["closeness"] <= 58 / 59
 
     def test_a_wrong_colour_in_the_right_place(self, benchmark):
         """Where a subject stands is judged whatever it looks like."""

@@ -1,25 +1,32 @@
 """Painting and scoring apart: what is there is kept, shards add up, and everything is written that is promised."""
 
+import hashlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 from tiny_benchmark import ColourPainter, Colours, Interrupted
 
-from subjectgen.evaluate.cases import Figure, Shard, paintings_of
+from subjectgen.evaluate.cases import Figure, Shard, cases_hash, paintings_of
 from subjectgen.evaluate.generation import Settings, stages_by_name
 from subjectgen.evaluate.intervals import Mean, mean_with_interval
-from subjectgen.evaluate.plots import curve
+from subjectgen.evaluate.plots import COLOURS, curve, svg_of
 from subjectgen.evaluate.run import Order, evaluate
 from subjectgen.evaluate.scoring import read_lines
 from subjectgen.evaluate.table import told
 from subjectgen.extras import MissingExtraError
 from subjectgen.generate.stages import STAGE_PRESETS, Stage
 
+PROMPTS = ("red", "blue", "lime", "cyan", "white", "black")
 ONE = {"model": "painter", "stages": ("free",), "num_seeds": 2}
 
 
@@ -33,6 +40,32 @@ def never():
 
 def lines(out):
     return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tiny_benchmark import ColourPainter, Colours
+from subjectgen.evaluate.run import Order, evaluate
+
+def kill_in(phase):
+    if phase == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Painter(ColourPainter):
+    def __call__(self, *given, **options):
+        if len(self.calls) == 4:
+            kill_in("paint")
+        return super().__call__(*given, **options)
+
+class Eyes(Colours):
+    def score(self, *given):
+        if len(self.looked_at) == 4:
+            kill_in("score")
+        return super().score(*given)
+
+evaluate(Eyes(), Path(sys.argv[1]), Order(model="painter", stages=("free",), num_seeds=2), Painter)
+"""
 
 
 class TestIntervals:
@@ -69,6 +102,9 @@ class TestIntervals:
 
 
 class TestOrder:
+    def test_four_seeds_unless_told_otherwise(self):
+        assert Order(model="painter").num_seeds == 4
+
     @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
     def test_no_shard(self, text):
         with pytest.raises(ValueError, match=f"--shard '{text}': expected i/n"):
@@ -133,6 +169,20 @@ class TestPaint:
         assert sorted(painted) == [*range(100, 106), *range(100100, 100106)]
         assert evaluate(Colours(), tmp_path, Order(**ONE, phase="score"), never)["plain"]["free"]["right"].count == 12
 
+    @pytest.mark.parametrize(("phase", "painted", "scored"), [("paint", 4, 0), ("score", 12, 4)])
+    def test_killed_it_goes_on(self, tmp_path, phase, painted, scored):
+        """By SIGKILL, in either phase, in a process of its own; then the same command makes what is missing."""
+        tests = str(Path(__file__).parent)
+        places = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(tests).parent), tests])}
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), phase], env=places, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert len(list((tmp_path / "pictures").rglob("*.png"))) == painted
+        assert len(read_lines(tmp_path / "scores.jsonl")) == scored
+        pipe, benchmark = ColourPainter(), Colours()
+        means = run(tmp_path, pipe, benchmark=benchmark)
+        assert (len(pipe.calls), len(benchmark.looked_at)) == (12 - painted, 12 - scored)
+        assert means["plain"]["free"]["right"].count == len(lines(tmp_path)) == 12
+
     def test_another_model_does_not_mix_in(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint")
         with pytest.raises(ValueError, match=r"sha256 is .* choose another --out"):
@@ -156,7 +206,7 @@ class TestPaint:
     def test_what_another_program_needs(self, tmp_path):
         evaluate(Colours(), tmp_path, Order(**ONE, phase="cases"), never)
         cases = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
-        assert [case["prompt"] for case in cases] == ["red", "blue", "lime", "cyan", "white", "black"]
+        assert [case["prompt"] for case in cases] == [*PROMPTS]
         assert cases[3]["pictures"] == ["c-3-0.png", "c-3-1.png"] and cases[3]["seeds"] == [103, 100103]
         assert Image.open(tmp_path / cases[3]["references"][0]).getpixel((0, 0)) == (255, 192, 203)
         assert len(list((tmp_path / "references").iterdir())) == 2
@@ -279,10 +329,28 @@ class TestReport:
         page = Page((out / "report.html").read_text())
         assert page.tags.count("svg") == 2 and page.tags.count("img") == 1 and page.tags.count("table") == 1
         assert all(source.startswith(("#", "data:image/webp;base64,")) for source in page.sources)
-        assert {"script", "link", "iframe"}.isdisjoint(page.tags) and "@import" not in (out / "report.html").read_text()
+        text = (out / "report.html").read_text()
+        assert {"script", "link", "iframe"}.isdisjoint(page.tags) and "@import" not in text
+        assert all(inside.startswith("#") for inside in re.findall(r"url\(['\"]?([^)]*)", text))
         for words in ("free", "paper", "right, %", "subjectgen evaluate colours", "s0", "s1", "s2", "someone/eyes@1"):
             assert words in page.words
         assert any(words.startswith("83.3 (") for words in page.words)
+
+    def test_cases_have_a_name_for_good(self, out):
+        """By hand: names, subjects, prompts and seeds. Another prompt is another benchmark."""
+        table = json.loads((out / "table.json").read_text())
+        assert table["sha256 of the cases"] == cases_hash(Colours().cases)
+        asked = [[f"c-{i}", f"s{i // 2}", colour, 100 + i] for i, colour in enumerate(PROMPTS)]
+        assert table["sha256 of the cases"] == hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        assert cases_hash([replace(Colours().cases[0], prompt="navy")]) != cases_hash(Colours().cases[:1])
+
+    def test_the_curve_is_a_picture_as_well(self, out):
+        """Both settings of stages are in it, each in its colour."""
+        picture = Image.open(out / "curve.png").convert("RGB")
+        seen = {colour for _, colour in picture.getcolors(picture.width * picture.height)}
+        assert picture.width > 600
+        assert {ImageColor.getrgb(colour) for colour in COLOURS[:2]} <= seen
+        assert ImageColor.getrgb(COLOURS[2]) not in seen
 
     def test_sheet(self, out):
         """References, truth, two settings of stages."""
@@ -297,7 +365,8 @@ class TestReport:
             spread = {"low": None, "high": None, "count": 1, "subjects": 1}
             return {"a": Mean(mean=x, **spread), "b": Mean(mean=y, **spread)}
 
-        drawn = curve({"one": row(0.1, 0.5), "two": row(0.5, 0.9), "three": row(0.9, 0.1)}, *figures("a", "b"))
+        rows = {"one": row(0.1, 0.5), "two": row(0.5, 0.9), "three": row(0.9, 0.1)}
+        drawn = svg_of(curve(rows, *figures("a", "b")))
         x, y = zip(*(where(drawn, name) for name in ("one", "two", "three")), strict=True)
         assert x[0] < x[1] < x[2] and x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.01)
         assert y[1] < y[0] < y[2] and y[0] - y[1] == pytest.approx(y[2] - y[0], abs=0.01)

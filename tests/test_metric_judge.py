@@ -97,11 +97,12 @@ class TestJudge:
         texts = [each.text for each in answerer.asked]
         assert texts[:2] == [subject_question(1, 10), subject_question(2, 10)]
         assert texts[2:] == [prompt_question("a dog", 10), prompt_question("a cat", 10)]
-        assert judge.checkpoints == ("scripted@1",) and tuple(whole) == judge.names
+        assert judge.checkpoints == ("scripted@1 (omnicontext)",) and tuple(whole) == judge.names
 
     def test_scale(self):
-        (found,) = Judge(Scripted("Score: 5", "Score: 1"), "dreambench++")([RED], [[RED]], [""])
-        assert found == {"judge_refused": 1}  # DreamBench++ ends at 4
+        judge = Judge(Scripted("Score: 5", "Score: 1"), "dreambench++")
+        assert judge([RED], [[RED]], [""]) == [{"judge_refused": 1}]  # DreamBench++ ends at 4
+        assert judge.checkpoints == ("scripted@1 (dreambench++)",)
         with pytest.raises(ValueError, match=r"scale='geneval': expected one of 'dreambench\+\+', 'omnicontext'"):
             Judge(Scripted(), "geneval")
 

@@ -1,5 +1,6 @@
 """Metrics on closed cases, and against what tiny networks of their classes say when they are called by hand."""
 
+import hashlib
 import math
 import shlex
 from functools import partial
@@ -18,7 +19,7 @@ from tiny_pipeline import picture
 from transformers import CLIPModel, ViTModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from subjectgen.checkpoints import Checkpoint, folder_of, network_of
+from subjectgen.checkpoints import Checkpoint, folder_of, network_of, version_of
 from subjectgen.evaluate.metrics.metric import BATCH
 from subjectgen.evaluate.metrics.patches import (
     Patches,
@@ -319,9 +320,19 @@ class TestCheckpoints:
     def test_pinned(self, checkpoint):
         assert len(checkpoint.revision) == 40 and str(checkpoint) == f"{checkpoint.repo}@{checkpoint.revision}"
 
+    def test_a_folder_of_other_weights_is_another(self, tmp_path):
+        """Scores by them are not taken for scores by those that were there before."""
+        names = []
+        for size in (1, 2):
+            save_file({"x": torch.zeros(size)}, tmp_path / "model.safetensors")
+            names.append(version_of(Checkpoint(repo=str(tmp_path))))
+        assert names[0] != names[1] and version_of(DINO) == str(DINO)
+
     def test_metrics_name_them(self, folders, dino, clip, patches, pose):
         names = [metric.checkpoints for metric in (dino, clip, patches, pose)]
-        assert names == [(str(folders[name]),) for name in ("dino", "clip", "dino", "orientation")]
+        given = [folders[name] for name in ("dino", "clip", "dino", "orientation")]
+        hashes = [hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16] for folder in given]
+        assert names == [(f"{folder}@sha256:{each}",) for folder, each in zip(given, hashes, strict=True)]
         keys = [metric([RED], [[RED]], ["a cat"])[0].keys() for metric in (dino, clip, patches, pose)]
         assert [tuple(each) for each in keys] == [metric.names for metric in (dino, clip, patches, pose)]
 

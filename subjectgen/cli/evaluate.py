@@ -91,6 +91,9 @@ def dreambench(
     judge_model: Annotated[
         str | None, typer.Option(help="A judge behind an endpoint. An open model on this machine if left out.")
     ] = None,
+    judge_scale: Annotated[
+        str, typer.Option(help="For a judge: omnicontext, 0 to 10, or dreambench++, 0 to 4.")
+    ] = "omnicontext",
     num_prompts: Annotated[int | None, typer.Option(min=1, help="The first so many of 750 in each part.")] = None,
     num_seeds: NumSeeds = 4,
     part: Part = None,
@@ -115,7 +118,7 @@ def dreambench(
 
     order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
     check_photographs(data)
-    judge = JudgeOptions(model=judge_model, url=judge_url)
+    judge = JudgeOptions(model=judge_model, url=judge_url, scale=judge_scale)
     metrics = open_metrics(metric or ("dino", "clip"), judge) if order.scores else ()
     benchmark = DreamBench(data, metrics, part or PAINTED, num_prompts)
     options = (adapter, quantization, offload, attention_backend, compile)

@@ -12,10 +12,11 @@ NAMES = ("dino", "clip", "patches", "pose", "judge")
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """Who judges: an open model on this machine, or one behind an endpoint."""
+    """Who judges, an open model on this machine or one behind an endpoint, and on which benchmark's scale."""
 
     model: str | None = None
     url: str | None = None
+    scale: str = "omnicontext"
 
     def __post_init__(self):
         if self.url is not None and self.model is None:
@@ -53,8 +54,8 @@ def _opened(name: str, folder: str, judge: JudgeOptions, device: Any) -> "Metric
     if name == "pose":
         return PoseDifference.from_pretrained(folder, device)
     if name == "judge" and judge.model is not None:
-        return Judge(Endpoint.connect(judge.model, judge.url))
+        return Judge(Endpoint.connect(judge.model, judge.url), judge.scale)
     kinds = {"dino": DinoSimilarity, "clip": ClipSimilarity, "patches": PatchRecall, "judge": LocalModel}
     given = {"checkpoint": Checkpoint(repo=folder)} if folder else {}
     opened = kinds[name].from_pretrained(device, **given)
-    return Judge(opened) if isinstance(opened, LocalModel) else opened
+    return Judge(opened, judge.scale) if isinstance(opened, LocalModel) else opened

@@ -36,10 +36,13 @@ class Batch:
     prompts: list[str]
 
 
-def batch_of(renderer: Renderer, seed: int, index: int, size: int) -> Batch:
-    """Batch `index` of a seed, on the renderer's device; all its pictures have equally many subjects: no padding."""
+def batch_of(renderer: Renderer, seed: int, index: int, size: int, count: int | None = None) -> Batch:
+    """Batch `index` of a seed, on the renderer's device; all its pictures have equally many subjects: no padding.
+
+    count: so many; None draws it.
+    """
     rng = np.random.default_rng((seed, index))
-    count = random_count(np.random.default_rng((seed, index // ALIKE)))
+    count = count or random_count(np.random.default_rng((seed, index // ALIKE)))
     scenes = [random_scene(rng, count) for _ in range(size)]
     looks = [random_looks(rng, len(renderer.names), count) for _ in range(size)]
     poses = [[training_pose(rng, len(renderer.names)) for _ in scene_looks] for scene_looks in looks]

@@ -67,6 +67,11 @@ class Measured(Protocol):
     obedience: str | None  # the figure that says how much of the prompt is done
 
 
+def figure_of(benchmark: Measured, name: str | None) -> Figure | None:
+    """The figure of this name, if there is one."""
+    return next((each for each in benchmark.figures if each.name == name), None)
+
+
 @runtime_checkable
 class Benchmark(Measured, Protocol):
     """What is painted and scored: cases, their references, and the scores of a picture."""
@@ -127,6 +132,12 @@ class Shard:
 
     def of(self, paintings: Sequence[Painting]) -> list[Painting]:
         return list(paintings[self.index - 1 :: self.count])
+
+
+def cases_hash(cases: Sequence[Case]) -> str:
+    """sha256 of names, subjects, prompts and seeds: figures of two machines with the same one are of the same cases."""
+    asked = [[case.name, case.subject, case.prompt, case.seed] for case in cases]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def paintings_of(cases: Sequence[Case], stages: str, num_seeds: int, folder: Path) -> list[Painting]:

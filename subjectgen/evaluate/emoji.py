@@ -21,7 +21,7 @@ from subjectgen.data.subjects import load_subjects
 from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene, choice, random_scene
 from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
 from subjectgen.evaluate.sheet import picture_of
-from subjectgen.evaluate.shown import Pixels, SceneReader, Shown, asked_of, box_mask, nearest, of_reference, psnr
+from subjectgen.evaluate.shown import Pixels, SceneReader, Shown, asked_of, box_mask, errors_of, of_reference, psnr
 from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
 
@@ -38,6 +38,7 @@ PARTS = {
 OTHER = "where the prompt asked for another"
 FIGURES: tuple[Figure, ...] = (
     Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),
+    Figure(name="closeness", heading="closeness", meaning="how many of 59 others it is less like", unit="%"),
     Figure(name="mixed", heading="mixed", meaning="it is nearest to another subject of the same picture", unit="%"),
     Figure(name="region_psnr", heading="region PSNR", meaning="of the subjects' boxes, against the truth", unit="dB"),
     Figure(name="obedience", heading="obedience", meaning="the mean of ground, place, size and pose", unit="%"),
@@ -136,8 +137,12 @@ class EmojiBenchmark:
         """Whose truth each subject's region is nearest to: its own, or that of another in the picture."""
         own = [look.subject for look in case.looks]
         boxes = [box_mask(replace(case.scene, placements=(each,))) for each in case.scene.placements]
-        found = [nearest(picture, *pair) for pair in zip(subjects, boxes, strict=True)]
-        scores = {"identity": float(np.mean([a == b for a, b in zip(found, own, strict=True)]))}
+        errors = [errors_of(picture, *pair) for pair in zip(subjects, boxes, strict=True)]
+        found = [int(each.argmin()) for each in errors]
+        scores = {
+            "identity": float(np.mean([a == b for a, b in zip(found, own, strict=True)])),
+            "closeness": float(np.mean([closeness(each, index) for each, index in zip(errors, own, strict=True)])),
+        }
         mixed = [a != b and a in own for a, b in zip(found, own, strict=True)]
         return scores | ({"mixed": float(np.mean(mixed))} if len(own) > 1 else {})
 
@@ -267,6 +272,14 @@ def copied(asked: Shown, found: Shown, given: Shown) -> dict[str, float]:
     if asked_pose != turn and not {asked_pose, turn} <= set(found.poses):
         scores["copied_turn"] = float(turn in found.poses)
     return scores
+
+
+def closeness(errors: Float[Tensor, " subjects"], own: int) -> float:
+    """The share of the others that a picture is farther from than from its own subject: 0.5 is chance, 1 the nearest.
+
+    It tells models apart that are hardly ever nearest.
+    """
+    return float((errors > errors[own]).sum()) / (len(errors) - 1)
 
 
 def pixels_of(picture: Image.Image) -> Pixels:

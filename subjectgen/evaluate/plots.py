@@ -1,14 +1,17 @@
-"""Plots of a benchmark as SVG: identity against obedience, and identity by subject."""
+"""Plots of a benchmark: identity against obedience, and identity by subject; inside a page, or as a file."""
 
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from subjectgen.evaluate.cases import Figure
 from subjectgen.evaluate.intervals import Mean
 from subjectgen.extras import require
+from subjectgen.files import whole_file
 
 INCH = 0.16  # of height for each subject
+DPI = 160  # of a file
 SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "subjectgen", "font.size": 9}  # words stay words; no random names
 METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind
@@ -19,22 +22,23 @@ def check_plots() -> None:
     require("evaluate", "matplotlib>=3.10")
 
 
-def curve(stages: Mapping[str, Mapping[str, Mean]], identity: Figure, obedience: Figure) -> str:
-    """Identity (across) against obedience (up), a point a setting of stages, with both intervals. => SVG."""
+def curve(stages: Mapping[str, Mapping[str, Mean]], identity: Figure, obedience: Figure) -> Any:
+    """Identity (across) against obedience (up): a point a setting of stages, with both intervals, joined in order."""
     figure, axes = _figure(5.5, 4.0)
     rows = {name: row for name, row in stages.items() if {identity.name, obedience.name} <= row.keys()}
-    for index, (name, row) in enumerate(rows.items()):
-        x, y = (_scaled(each, row[each.name]) for each in (identity, obedience))
+    points = [[_scaled(each, row[each.name]) for each in (identity, obedience)] for row in rows.values()]
+    axes.plot([x[0] for x, _ in points], [y[0] for _, y in points], color="#bbbbbb", linewidth=1, gid="joined")
+    for index, (name, (x, y)) in enumerate(zip(rows, points, strict=True)):
         colour = COLOURS[index % len(COLOURS)]
         axes.errorbar(x[0], y[0], xerr=_arms(x), yerr=_arms(y), fmt="o", color=colour, capsize=2, gid=f"point-{name}")
         axes.annotate(name, (x[0], y[0]), textcoords="offset points", xytext=(6, 6), color=colour)
     axes.set_xlabel(identity.label)
     axes.set_ylabel(obedience.label)
-    return _svg(figure)
+    return figure
 
 
-def by_subject(means: Mapping[str, Mapping[str, float]], identity: Figure) -> str:
-    """A line a subject, the best kept at the top by the first setting of stages, and a dot a setting. => SVG.
+def by_subject(means: Mapping[str, Mapping[str, float]], identity: Figure) -> Any:
+    """A line a subject, the best kept at the top by the first setting of stages, and a dot a setting.
 
     means: by stages, by subject.
     """
@@ -50,7 +54,7 @@ def by_subject(means: Mapping[str, Mapping[str, float]], identity: Figure) -> st
     axes.set_ylim(-1, len(subjects))
     axes.set_xlabel(identity.label)
     axes.legend(loc="lower right", fontsize=7)
-    return _svg(figure)
+    return figure
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -75,7 +79,7 @@ def _arms(values: Sequence[float]) -> list[list[float]]:
     return [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
 
 
-def _svg(figure: Any) -> str:
+def svg_of(figure: Any) -> str:
     """The drawing alone, without the head of a file: it stands inside a page."""
     from matplotlib import rc_context
 
@@ -83,3 +87,9 @@ def _svg(figure: Any) -> str:
     with rc_context(SETTINGS):  # type: ignore[arg-type]  (their names are rcParams)
         figure.savefig(written, format="svg", metadata=METADATA)
     return written.getvalue()[written.getvalue().index("<svg") :]
+
+
+def save_png(figure: Any, path: Path) -> None:
+    """Write a drawing as a picture."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from subjectgen.evaluate.cases import Figure, Measured
+from subjectgen.evaluate.cases import Figure, Measured, figure_of
 from subjectgen.evaluate.intervals import RESAMPLED
-from subjectgen.evaluate.plots import by_subject, curve
+from subjectgen.evaluate.plots import by_subject, curve, svg_of
 from subjectgen.evaluate.scoring import Line
 from subjectgen.evaluate.table import Means, caption, rows_of
 from subjectgen.files import whole_file
@@ -74,18 +74,14 @@ def _table(benchmark: Measured, part: str, means: Means) -> str:
 def _plots(benchmark: Measured, means: Means, lines: Sequence[Line]) -> list[str]:
     """Of the first part, as far as there are figures of identity and obedience."""
     part = next(iter(means))
-    identity, obedience = (_figure(benchmark, name) for name in (benchmark.identity, benchmark.obedience))
+    identity, obedience = (figure_of(benchmark, name) for name in (benchmark.identity, benchmark.obedience))
     plots = []
     if identity and obedience:
-        plots += [f"<h2>Identity against obedience: {part}</h2>", curve(means[part], identity, obedience)]
+        plots += [f"<h2>Identity against obedience: {part}</h2>", svg_of(curve(means[part], identity, obedience))]
     if identity:
         subjects = _means_by_subject([line for line in lines if line["part"] == part], identity)
-        plots += [f"<h2>By subject: {part}</h2>", by_subject(subjects, identity)]
+        plots += [f"<h2>By subject: {part}</h2>", svg_of(by_subject(subjects, identity))]
     return plots
-
-
-def _figure(benchmark: Measured, name: str | None) -> Figure | None:
-    return next((each for each in benchmark.figures if each.name == name), None)
 
 
 def _means_by_subject(lines: Sequence[Line], figure: Figure) -> dict[str, dict[str, float]]:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from subjectgen.evaluate.cases import Benchmark, Painting, Shard, paintings_of, pictures_found, write_cases
+from subjectgen.evaluate.cases import (
+    Benchmark,
+    Painting,
+    Shard,
+    cases_hash,
+    figure_of,
+    paintings_of,
+    pictures_found,
+    write_cases,
+)
 from subjectgen.evaluate.generation import (
     PICTURES,
     RUN,
@@ -19,7 +28,7 @@ from subjectgen.evaluate.generation import (
     run_of,
     write_run,
 )
-from subjectgen.evaluate.plots import check_plots
+from subjectgen.evaluate.plots import check_plots, curve, save_png
 from subjectgen.evaluate.report import REPORT, write_report
 from subjectgen.evaluate.scoring import score
 from subjectgen.evaluate.sheet import captioned_sheet, side_by_side
@@ -31,6 +40,7 @@ from subjectgen.pipeline import SubjectPipeline
 PHASES = ("all", "cases", "paint", "score")
 NUM_SEEDS = 4  # pictures of a case
 SHEET = "sheet.png"
+CURVE = "curve.png"
 SHEET_ROWS = 12
 CELL = 128  # pixels of a picture on the sheet
 WHOLE = Shard(index=1, count=1)
@@ -137,23 +147,32 @@ def score_images(benchmark: Benchmark, out: Path, images: Path, command: str) ->
 def _score(
     benchmark: Benchmark, out: Path, paintings: Sequence[Painting], model: str | None, about: dict[str, object]
 ) -> Means:
-    """Scores, table, sheet and report."""
+    """Scores, table, sheet, curve and report."""
     there = [each for each in paintings if each.file.exists()]
     if not there:
         raise FileNotFoundError(f"'{out / PICTURES}' holds no picture of these cases: run --phase paint first.")
     lines = score(benchmark, [*there, *benchmark.ceiling()], out, model)
     about |= {
         "pictures": f"{len(there)} of {len(paintings)}",
+        "sha256 of the cases": cases_hash(benchmark.cases),
         "scored by": ", ".join(benchmark.checkpoints) or "the rendered truth",
     }
     means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, there)
     write_table(out, means, about)
     with whole_file(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
+    write_curve(out, benchmark, means)
     write_report(out, benchmark, means, lines, sheet, about)
     print_table(benchmark, means)
     print(out / REPORT)
     return means
+
+
+def write_curve(out: Path, benchmark: Benchmark, means: Means) -> None:
+    """Write `curve.png` of the first part, where there are figures of identity and obedience."""
+    identity, obedience = (figure_of(benchmark, name) for name in (benchmark.identity, benchmark.obedience))
+    if identity and obedience:
+        save_png(curve(next(iter(means.values())), identity, obedience), out / CURVE)
 
 
 def contact_sheet(benchmark: Benchmark, paintings: Sequence[Painting]) -> Image.Image:

@@ -125,8 +125,15 @@ def nearest(
     picture: Float[Tensor, "3 side side"], candidates: Float[Tensor, "n 3 side side"], where: Bool[Tensor, "side side"]
 ) -> int:
     """Index of the candidate with the least squared error in a region."""
+    return int(errors_of(picture, candidates, where).argmin())
+
+
+def errors_of(
+    picture: Float[Tensor, "3 side side"], candidates: Float[Tensor, "n 3 side side"], where: Bool[Tensor, "side side"]
+) -> Float[Tensor, " n"]:
+    """Squared error of each candidate in a region."""
     error = (candidates - picture).square() * where
-    return int(rearrange(error, "n c h w -> n (c h w)").sum(1).argmin())
+    return rearrange(error, "n c h w -> n (c h w)").sum(1)
 
 
 def psnr(picture: Float[Tensor, "..."], truth: Float[Tensor, "..."]) -> float:

@@ -43,6 +43,7 @@ class PhaseSettings:
     """How a phase learns, and what it drops."""
 
     rate: Number
+    warmup: int  # steps
     cooldown: Number
     semantic: Number
     identity: Number
@@ -51,7 +52,7 @@ class PhaseSettings:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(rate=float(self.rate), cooldown=float(self.cooldown))
+        return Schedule(rate=float(self.rate), warmup=self.warmup, cooldown=float(self.cooldown))
 
     @property
     def dropout(self) -> Dropout:
@@ -154,6 +155,7 @@ class Configuration:
     steps: int
     batch_size: int
     num_batches: int
+    num_subjects: int
     seeds: list[int]
     num_prompts: int
     num_inference_steps: int

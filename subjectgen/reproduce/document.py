@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from subjectgen.files import whole_file
-from subjectgen.reproduce.configuration import PAPER, Configuration, Table
+from subjectgen.reproduce.configuration import GUIDANCE, PAPER, TAU, Configuration, Table
 from subjectgen.reproduce.measure import FIGURES, MEANINGS, Figure
 from subjectgen.reproduce.order import ERRORS, Scores, comparisons
 from subjectgen.reproduce.plot import plot_layers
@@ -25,7 +25,9 @@ def write_document(configuration: Configuration, out: Path, document: Path, opti
         if results
     ]
     missing = [table.title for name, table in configuration.tables.items() if not found[name]]
-    parts = [introduction(configuration), *sections, *layers_section(configuration, out, document)]
+    shown = [result for results in found.values() for each in results.values() for result in each.values()]
+    head = [introduction(configuration), made_from(configuration, shown)]
+    parts = [*head, *sections, *layers_section(configuration, out, document)]
     if missing:
         parts.append(f"Not run yet: {'; '.join(missing)}.")
     with whole_file(document) as path:
@@ -51,8 +53,11 @@ def introduction(configuration: Configuration) -> str:
         "Written by `subjectgen reproduce` from its results; not by hand.",
         f"Each row trains an aggregator and a DiT of width {network.width}, {network.num_layers} double and "
         f"{network.num_single_layers} single blocks, from nothing on the emoji world: {steps} steps of {size} "
-        f"pictures, {steps * size} in all, whatever its phases. Autoencoder and MLLM are those of "
-        f"`{configuration.model}`, frozen. The paper trains a LoRA of a large DiT that could paint before.",
+        f"pictures, {steps * size} in all, whatever its phases, the same ones for every row. The paper trains a LoRA "
+        "of a large DiT that could paint before.",
+        f"Where a row does not say otherwise, it is sampled in {configuration.num_inference_steps} steps as the paper "
+        f"has it: meaning alone down to sigma {TAU[0]:g}, both down to {TAU[1]:g}, identity alone below; guidance "
+        f"{GUIDANCE:g}, here away from a pass without conditions.",
         f"All rows answer the same {configuration.num_prompts} prompts about subjects never trained on. A cell is the "
         f"mean over the seeds {', '.join(map(str, configuration.seeds))}, and its spread from least to greatest.",
         meanings,
@@ -60,6 +65,15 @@ def introduction(configuration: Configuration) -> str:
         f"rows are told apart where their difference is more than {ERRORS:g} standard errors, over prompts and seeds.",
     ]
     return "\n\n".join(paragraphs)
+
+
+def made_from(configuration: Configuration, results: Sequence[dict]) -> str:
+    """Which frozen networks and which prompts: one of each, or the tables are of several."""
+    frozen, cases = (", ".join(sorted({result[name][:12] for result in results})) for name in ("frozen", "cases"))
+    return (
+        f"Autoencoder and MLLM are those of `{configuration.model}`, frozen (sha256 {frozen or 'of nothing yet'}); "
+        f"prompts and seeds have sha256 {cases or 'of nothing yet'}."
+    )
 
 
 def section(name: str, table: Table, results: Results, typed: str) -> str:

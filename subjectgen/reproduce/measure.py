@@ -28,11 +28,13 @@ class Figure:
 
 FIGURES = (
     Figure(name="identity", heading="identity", scale=100.0, unit="%", paper="dino_i"),
+    Figure(name="closeness", heading="closeness", scale=100.0, unit="%", paper="dino_i"),
     Figure(name="obedience", heading="obedience", scale=100.0, unit="%", paper="clip_t"),
     Figure(name="region_psnr", heading="region PSNR", scale=1.0, unit="dB", paper="clip_i"),
 )
 MEANINGS = {
     "identity": "the subject is nearest to its own rendered truth, of 60 subjects never trained on",
+    "closeness": "of the 59 others, how many the picture is less like than its own truth (50 % is chance)",
     "obedience": "the mean of ground colour, place, size and pose being right",
     "region PSNR": "of the subject's box, against the rendered truth",
 }

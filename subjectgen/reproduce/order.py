@@ -34,27 +34,31 @@ class Comparison:
         return self.lead * self.paper > 0
 
 
-def lead_of(first: Scores, second: Scores) -> tuple[float, float]:
-    """Mean difference of two rows and its standard error, over prompts and over seeds, which both rows share.
+def over_prompts(difference: Scores) -> float:
+    """Squared standard error of a mean difference, over prompts: they are the same in every row."""
+    prompts = difference.shape[1]
+    return float(difference.mean(0).var(ddof=1)) / prompts if prompts > 1 else 0.0
 
-    Prompts are the same in every row, so their differences are what varies. The spread between seeds adds to it where
-    there are several.
-    """
-    difference = first - second
-    seeds, prompts = difference.shape
-    variance = difference.mean(0).var(ddof=1) / prompts if prompts > 1 else 0.0
-    if seeds > 1:
-        variance += difference.mean(1).var(ddof=1) / seeds
-    return float(difference.mean()), float(np.sqrt(variance))
+
+def over_seeds(difference: Scores) -> float:
+    """Squared standard error of a mean difference, over seeds."""
+    seeds = difference.shape[0]
+    return float(difference.mean(1).var(ddof=1)) / seeds if seeds > 1 else 0.0
 
 
 def comparisons(scores: Sequence[tuple[str, Scores]], paper: Sequence[float | int | None]) -> list[Comparison]:
-    """All pairs of rows, given by label."""
-    pairs = combinations(zip(scores, paper, strict=True), 2)
+    """All pairs of rows, given by label.
+
+    Two seeds say little of how far seeds lie apart, and by chance too little: a pair is given at least the mean over
+    all pairs of its table.
+    """
+    pairs = list(combinations(zip(scores, paper, strict=True), 2))
+    differences = [first - second for ((_, first), _), ((_, second), _) in pairs]
+    typical = float(np.mean([over_seeds(each) for each in differences]))
     found = []
-    for ((first, ours), theirs), ((second, others), their_others) in pairs:
-        lead, error = lead_of(ours, others)
-        known = theirs is not None and their_others is not None
-        in_paper = float(theirs - their_others) if known else None  # type: ignore[operator]
-        found.append(Comparison(first=first, second=second, lead=lead, error=error, paper=in_paper))
+    for (((first, _), theirs), ((second, _), their_others)), difference in zip(pairs, differences, strict=True):
+        error = np.sqrt(over_prompts(difference) + max(over_seeds(difference), typical))
+        in_paper = None if theirs is None or their_others is None else float(theirs - their_others)
+        lead = float(difference.mean())
+        found.append(Comparison(first=first, second=second, lead=lead, error=float(error), paper=in_paper))
     return found

@@ -1,5 +1,6 @@
 """A phase of a row's training: the method of `train/subject.py`, with what the rows of the tables vary."""
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from subjectgen.data.batches import batch_of, generator_of
 from subjectgen.data.render import Renderer
@@ -89,7 +91,7 @@ class RowPhase(SubjectPhase):
     @torch.no_grad()
     def read(self, number: int) -> Reading:
         """What the frozen networks make of batch `number`."""
-        batch = batch_of(self.renderer, DATA_SEED, number, self.batch_size)
+        batch = batch_of(self.renderer, DATA_SEED, number, self.batch_size, self.configuration.num_subjects)
         with torch.autocast(self.renderer.device.type, torch.bfloat16):
             image = self.denoiser.pack(self.latents(batch.target))
             references = self.denoiser.pack(self.latents(batch.references.flatten(0, 1)))
@@ -112,7 +114,8 @@ class RowPhase(SubjectPhase):
         sigma = shifted(torch.rand(len(image), generator=random, device=device))
         noise = torch.randn(image.shape, generator=random, device=device)
         seen = self.seen(sigma, random)
-        velocity = self.velocity(reading, torch.lerp(image, noise, sigma[:, None, None]), sigma, *seen)
+        with attention_of(device):
+            velocity = self.velocity(reading, torch.lerp(image, noise, sigma[:, None, None]), sigma, *seen)
         error = (velocity.float() - (noise - image)).square().mean(-1)
         weight = torch.cat([reading.weight] * DRAWS)
         return (error * weight).mean() / weight.mean(), {"plain": error.mean().item()}
@@ -222,6 +225,11 @@ class RowPhase(SubjectPhase):
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+
+def attention_of(device: torch.device) -> AbstractContextManager:
+    """The kernels of attention while training: on a CPU the fused one is slow backwards where sequences are short."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def new_transformer(network: Network, latent_channels: int) -> FluxTransformer2DModel:

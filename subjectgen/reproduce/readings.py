@@ -1,5 +1,6 @@
 """What the frozen networks make of the training pictures: read once, kept on disk, the same for all rows and seeds."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,14 @@ class Readings:
     def on(self, step: int, device: torch.device) -> Reading:
         """The reading of a step on a device."""
         return Reading(**{name: each.to(device) for name, each in vars(self.at(step)).items()})
+
+
+def frozen_hash(out: Path) -> str:
+    """sha256 over the weights in `out/frozen`: which version of the model all rows share."""
+    digest = hashlib.sha256()
+    for path in sorted((out / "frozen").rglob("*.safetensors")):
+        digest.update(path.relative_to(out).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def copy_frozen(model: str, out: Path) -> Path:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from subjectgen.data.render import Renderer
+from subjectgen.evaluate.cases import cases_hash
 from subjectgen.files import whole_file
 from subjectgen.generate.guide import Guidance
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reproduce.configuration import Configuration, Row, Sampling
 from subjectgen.reproduce.measure import measure
 from subjectgen.reproduce.phase import RowPhase
+from subjectgen.reproduce.readings import frozen_hash
 from subjectgen.train.checkpoint import NAME
 from subjectgen.train.loop import Budget, run
 
@@ -69,6 +71,8 @@ def finish(job: Job, configuration: Configuration, renderer: Renderer, benchmark
             "sampling": str(row.sampling),
             "seed": job.seed,
             "steps": configuration.steps,
+            "frozen": frozen_hash(out),
+            "cases": cases_hash(benchmark.cases[: configuration.num_prompts]),
             "layer_weights": layer_weights(phase),
             "scores": scores,
         }

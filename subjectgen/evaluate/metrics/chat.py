@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from subjectgen.checkpoints import Checkpoint, folder_of
+from subjectgen.checkpoints import Checkpoint, folder_of, version_of
 from subjectgen.extras import require
 from subjectgen.hub import loading
 
@@ -65,7 +65,7 @@ class LocalModel:
             model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", use_safetensors=True)
             processor = AutoProcessor.from_pretrained(folder)
         model.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
-        return cls(model, processor, str(checkpoint))
+        return cls(model, processor, version_of(checkpoint))
 
     def __call__(self, questions: Sequence[Question]) -> list[str]:
         starts = range(0, len(questions), TOGETHER)

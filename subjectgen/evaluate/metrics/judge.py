@@ -31,7 +31,7 @@ class Judge:
         if scale not in HIGHEST:
             raise ValueError(f"scale={scale!r}: expected one of {', '.join(map(repr, HIGHEST))}")
         self._answerer, self._highest = answerer, HIGHEST[scale]
-        self.checkpoints = (answerer.checkpoint,)
+        self.checkpoints = (f"{answerer.checkpoint} ({scale})",)  # on another scale all is scored anew
         self.answers: list[dict[str, str]] = []  # of each picture of the last call: "subject" and "prompt"
 
     def __call__(

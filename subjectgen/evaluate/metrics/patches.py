@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import ViTModel
 
-from subjectgen.checkpoints import Checkpoint, network_of
+from subjectgen.checkpoints import Checkpoint, network_of, version_of
 from subjectgen.evaluate.metrics.metric import Pictures, check_cases, mean, seen_with_references
 from subjectgen.evaluate.metrics.similarity import DINO
 from subjectgen.likeness import dino_images
@@ -48,7 +48,7 @@ class PatchRecall:
         """A ViT, 90 MB at the first use. Raises WeightsError."""
         dino = network_of(ViTModel, checkpoint, add_pooling_layer=False, attn_implementation="eager")
         dino.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
-        return cls(dino, str(checkpoint))
+        return cls(dino, version_of(checkpoint))
 
     def __call__(
         self, pictures: Pictures, references: Sequence[Pictures], prompts: Sequence[str]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
-from subjectgen.checkpoints import CONFIG, SAFETENSORS, Checkpoint, check_complete, folder_of
+from subjectgen.checkpoints import CONFIG, SAFETENSORS, Checkpoint, check_complete, folder_of, version_of
 from subjectgen.evaluate.metrics.metric import Pictures, check_cases, mean, seen_with_references
 from subjectgen.hub import loading
 from subjectgen.likeness import SIDE, dino_images
@@ -90,7 +90,8 @@ class PoseDifference:
         cls, folder: Path | str, device: torch.device | str = "cpu", backbone: Checkpoint = DINOV2_LARGE
     ) -> "PoseDifference":
         """folder: of Orient Anything's weights, converted to safetensors. Raises WeightsError, which says how."""
-        return cls(OrientationNet.from_pretrained(Path(folder), backbone).to(device), str(folder))
+        net = OrientationNet.from_pretrained(Path(folder), backbone).to(device)
+        return cls(net, version_of(Checkpoint(repo=str(folder))))
 
     def __call__(
         self, pictures: Pictures, references: Sequence[Pictures], prompts: Sequence[str]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import ViTModel
 
-from subjectgen.checkpoints import Checkpoint, network_of
+from subjectgen.checkpoints import Checkpoint, network_of, version_of
 from subjectgen.evaluate.metrics.metric import Pictures, check_cases, in_batches, mean, seen_with_references
 from subjectgen.likeness import CLIP, Clip, Dino
 
@@ -39,7 +39,7 @@ class DinoSimilarity:
         network = network_of(ViTModel, checkpoint, add_pooling_layer=False)
         network.to(device)  # type: ignore[arg-type]  (hidden by a decorator)
         side = cast(int, network.config.image_size)  # of squares, as all of DINO see
-        return cls(Dino(network, str(checkpoint), side))
+        return cls(Dino(network, version_of(checkpoint), side))
 
     def __call__(
         self, pictures: Pictures, references: Sequence[Pictures], prompts: Sequence[str]

@@ -39,6 +39,12 @@ def run(server: str, graph: dict[str, Any]) -> Image.Image:
     return Image.open(BytesIO(ask(f"{server}/view?{urlencode(files[0])}")))
 
 
+def keep(picture: Image.Image, file: Path) -> None:
+    """As a JPEG of a size that can be looked at."""
+    picture.convert("RGB").resize(SIZE, Image.Resampling.LANCZOS).save(file, quality=90)
+    print(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("server")
@@ -47,11 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     for workflow in given.workflows:
-        picture = run(given.server, json.loads(workflow.read_text()))
-        picture.convert("RGB").resize(SIZE, Image.Resampling.LANCZOS).save(
-            given.out / f"{workflow.stem}.jpg", quality=90
-        )
-        print(given.out / f"{workflow.stem}.jpg")
+        keep(run(given.server, json.loads(workflow.read_text())), given.out / f"{workflow.stem}.jpg")
 
 
 if __name__ == "__main__":

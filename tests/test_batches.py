@@ -288,21 +288,42 @@ class TestCommand:
         assert {file.name for file in out.glob("*.png")} == {f"{k:06d}.png" for k in range(1, 25)}
         assert not list(out.glob(".*"))
 
+    @pytest.mark.slow
+    def test_torchrun_shares_the_lines(self, model, folder):
+        rows = [{"prompt": f"image 1 on red {k}", "subjects": "red.png", "steps": 2} for k in range(7)]
+        file, out = written(folder, rows), folder / "out"
+        arguments = ["-m", "subjectgen", "batch", str(file), "--out", str(out), "--model", model]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
+        subprocess.run(torchrun, check=True, capture_output=True)
+        parts = {file.name: file.read_text().splitlines() for file in out.glob("manifest*.jsonl")}
+        assert {name: len(lines) for name, lines in parts.items()} == {
+            "manifest-1-of-2.jsonl": 3,
+            "manifest-2-of-2.jsonl": 4,
+        }
+        assert sorted(entry["line"] for entry in entries(out)) == list(range(1, 8))
+
 
 @pytest.mark.slow
-def test_on_a_cluster(tmp_path, folder):
-    """By a worker of Ray Data, which has a manifest of its own; what is there is not painted again."""
+def test_on_a_cluster_of_two_machines(tmp_path, folder, monkeypatch):
+    """By a worker of Ray Data on each, which has a manifest of its own; what is there is not painted again."""
     ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
     tiny_pipeline().save_pretrained(tmp_path / "model")
     rows = [{"prompt": f"cat {k}", "steps": 1} for k in range(20)]
     file, out = written(folder, [*rows, {"prompt": "image 1"}]), folder / "out"
     arguments = ["batch", str(file), "--out", str(out), "--model", str(tmp_path / "model"), "--max-batch", "1", "--ray"]
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     try:
         for _ in range(2):
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 1, result.output
             assert "line 21: the prompt speaks of 'image 1'" in result.output
             assert sorted(entry["line"] for entry in entries(out)) == list(range(1, 21))
+            assert len([file for file in out.glob("manifest-*.jsonl") if file.stat().st_size]) == 2
     finally:
         ray.shutdown()
+        cluster.shutdown()

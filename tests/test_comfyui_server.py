@@ -8,12 +8,7 @@ Nothing in its folder changes. Its Python, as the last bits of a picture depend 
 import asyncio
 import json
 import os
-import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,85 +17,38 @@ import aiohttp
 import numpy as np
 import pytest
 import torch
+from comfyui_server import NAMES, REFERENCES, Server, workflow
 from PIL import Image
 
 import subjectgen
-from subjectgen.comfyui.install import NAME, PACK, check_comfyui, version_of
+from subjectgen.comfyui.install import check_comfyui, version_of
 from subjectgen.generate.stages import Stage
 from subjectgen.weights import find_folder
 
 COMFYUI = os.environ.get("SUBJECTGEN_COMFYUI_DIR")
-ROOT = Path(__file__).parent.parent
-REFERENCES = ROOT / "examples" / "references"
-WORKFLOWS = find_folder(PACK) / "api_workflows"
-NAMES = sorted(file.stem for file in WORKFLOWS.glob("*.json"))
 OPENED, BROUGHT = "opening mini", "Requested to load SubjectNetworks"  # from the disk; to the device, after it left it
 PREVIEW = 1  # of a message on the websocket
 
 pytestmark = pytest.mark.skipif(COMFYUI is None, reason="SUBJECTGEN_COMFYUI_DIR names no ComfyUI")
 
 
-class Server:
-    """A ComfyUI of its own models, inputs and outputs, on a free port of this machine."""
-
-    def __init__(self, base: Path):
-        self.base, self.log = base, base / "log.txt"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        (base / "custom_nodes").mkdir()
-        (base / "custom_nodes" / NAME).symlink_to(find_folder(PACK))
-        shutil.copytree(REFERENCES, base / "input")
-        arguments = ["--cpu", "--listen", "127.0.0.1", "--port", self.address.rsplit(":", 1)[1]]
-        database = f"sqlite:///{base / 'comfyui.db'}"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "main.py", *arguments, "--base-directory", str(base), "--database-url", database],
-                cwd=COMFYUI,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    async def ask(self, path: str, body: Any = None) -> Any:
-        method = "GET" if body is None else "POST"
-        async with aiohttp.ClientSession() as http, http.request(method, self.address + path, json=body) as answer:
-            content = await answer.read()
-            assert answer.status == 200, content
-            return json.loads(content) if answer.content_type == "application/json" else content
-
-    async def ready(self) -> None:
-        for _ in range(6000):
-            assert self.process.poll() is None, self.log.read_text()
-            with suppress(aiohttp.ClientConnectionError):
-                await self.ask("/system_stats")
-                return
-            await asyncio.sleep(0.1)
-        raise AssertionError(self.log.read_text())
-
-    def times(self, what: str) -> int:
-        """How often it has told this."""
-        return self.log.read_text().count(what)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """It has mini once more in its own folder of models, and once in one that its user's configuration names."""
     check_comfyui(Path(str(COMFYUI)))
-    started = Server(tmp_path_factory.mktemp("comfyui"))
-    asyncio.run(started.ready())
-    print(f"ComfyUI {version_of(Path(str(COMFYUI)))}")
-    yield started
-    started.process.terminate()
-    started.process.wait(30)
+    base = tmp_path_factory.mktemp("comfyui")
+    for place in (base / "models" / "subjectgen" / "mine", base / "elsewhere" / "theirs"):
+        place.parent.mkdir(parents=True)
+        place.symlink_to(find_folder("weights") / "mini")
+    (paths := base / "paths.yaml").write_text(f"ours:\n  base_path: {base}\n  subjectgen: elsewhere\n")
+    with Server(Path(str(COMFYUI)), base, "--extra-model-paths-config", str(paths)) as started:
+        print(f"ComfyUI {version_of(Path(str(COMFYUI)))}")
+        yield started
 
 
 @pytest.fixture(scope="module")
 def mini() -> subjectgen.SubjectPipeline:
     return subjectgen.load("mini")
-
-
-def workflow(name: str) -> dict[str, Any]:
-    return json.loads((WORKFLOWS / f"{name}.json").read_text())
 
 
 Message = tuple[str, Any]  # (type, data); previews are ("preview", picture)
@@ -244,6 +192,36 @@ def test_saved_subjects_are_listed_and_loaded(server: Server):
     assert np.array_equal(picture, again)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mine", "theirs"])
+def test_models_in_its_folders(server: Server, mini: subjectgen.SubjectPipeline, model: str):
+    graph = workflow("one_subject")
+    graph["1"]["inputs"]["model"] = model
+    picture, _ = run(server, graph)
+    assert np.array_equal(picture, same_call(mini, graph))
+
+
+def test_eight_subjects_reach_the_node(server: Server):
+    """More than mini takes, which says so."""
+    graph = workflow("one_subject")
+    graph["3"]["inputs"] |= {f"subjects.subject{k}": ["2", 0] for k in range(8)}
+
+    async def heard(_: Message) -> None: ...
+
+    done = asyncio.run(follow(server, graph, heard))
+    kind, told = done["status"]["messages"][-1]
+    assert kind == "execution_error" and "8 references" in told["exception_message"]
+
+
+def test_workflows_are_under_templates(server: Server):
+    assert sorted(asyncio.run(server.ask("/workflow_templates"))["subjectgen"]) == NAMES
+    for name in NAMES:
+        found = asyncio.run(server.ask(f"/api/workflow_templates/subjectgen/{name}.json"))
+        assert {node["type"] for node in found["nodes"]} == {node["class_type"] for node in workflow(name).values()}
+        picture = asyncio.run(server.ask(f"/api/workflow_templates/subjectgen/{name}.jpg"))
+        assert Image.open(BytesIO(picture)).size == (384, 384)
+
+
 def test_the_stub_tells_what_comfyui_tells(server: Server):
     """Names and types of all inputs and outputs, in their order."""
     from comfyui_graphs import inputs_of, node_classes, schema_of
@@ -261,3 +239,10 @@ def test_the_stub_tells_what_comfyui_tells(server: Server):
         assert told["output"] == [each.type for each in schema_of(name).outputs]
         assert set(told["input"].get("optional", {})) == {each.id for each in schema_of(name).inputs if each.optional}
         assert inputs_of(name).keys() >= given.keys() - {"subjects"}
+
+
+@pytest.mark.parametrize("name", ["SubjectgenEncodeSubjects", "SubjectgenPaintAtOnce"])
+def test_one_to_eight_images(server: Server, name: str):
+    kind, told = asyncio.run(server.ask(f"/object_info/{name}"))[name]["input"]["required"]["subjects"]
+    assert kind == "COMFY_AUTOGROW_V3"
+    assert {key: told["template"][key] for key in ("prefix", "min", "max")} == {"prefix": "subject", "min": 1, "max": 8}

@@ -1,24 +1,21 @@
 """subjectgen batch: a picture for each line of a file, which goes on where it was killed."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from subjectgen.cli.engine import show_opening
-from subjectgen.cli.errors import say, screen
+from subjectgen.cli.errors import say
 from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization
 from subjectgen.extras import require
 
 if TYPE_CHECKING:
     from subjectgen.batches.rows import Row
-    from subjectgen.batches.run import OnRow
 
 INCOMPLETE = 1  # exit code: some lines have no picture
-SPEED_SECONDS = 600  # that the estimate of the time left looks back
 PER_DEVICE = 4  # batches under way for each device: one is painted, the others are read and saved
 
 
@@ -68,17 +65,17 @@ def _here(
     """Paint them on the devices of this machine; how many failed."""
     from subjectgen.batches.manifest import Manifest
     from subjectgen.batches.run import run
+    from subjectgen.cli.bar import Bar
 
     devices = _devices()
     under_way = PER_DEVICE * max_batch * len(devices)
     engine, facts = show_opening(model, devices, {"max_batch": max_batch, "max_waiting": under_way}, **options)
-    with engine, _bar(file, len(rows)) as (on_row, failed):
+    with engine, Bar(file.name, len(rows)) as bar:
         kept = Manifest(out, manifest, facts)
         missing = kept.missing(rows)
-        for row in set(rows) - set(missing):
-            on_row(row.line, "")
-        run(missing, engine, facts, kept, under_way=under_way, on_row=on_row)
-    return len(failed)
+        bar.there(len(rows) - len(missing))
+        run(missing, engine, facts, kept, under_way=under_way, on_row=bar.row)
+    return len(bar.failed)
 
 
 def _on_ray(
@@ -86,11 +83,12 @@ def _on_ray(
 ) -> int:
     """Paint them on a cluster; how many failed. Its workers have manifests of their own."""
     from subjectgen.batches.cluster import run_on_ray
+    from subjectgen.cli.bar import Bar
 
     painter = {"file": file.resolve(), "out": out.resolve(), "model": model, "max_batch": max_batch, "options": options}
-    with _bar(file, len(rows)) as (on_row, failed):
-        run_on_ray(rows, on_row=on_row, under_way=PER_DEVICE * max_batch, **painter)
-    return len(failed)
+    with Bar(file.name, len(rows)) as bar:
+        run_on_ray(rows, on_row=bar.row, on_there=bar.there, under_way=PER_DEVICE * max_batch, **painter)
+    return len(bar.failed)
 
 
 def _devices() -> list[str]:
@@ -99,23 +97,3 @@ def _devices() -> list[str]:
 
     devices, local = all_devices(), os.environ.get("LOCAL_RANK")
     return devices if local is None else [devices[int(local) % len(devices)]]
-
-
-@contextmanager
-def _bar(file: Path, total: int) -> "Iterator[tuple[OnRow, list[int]]]":
-    """Rows that are done, and the time that the others will take: what to call for each, and the lines that failed."""
-    from rich import progress
-
-    shown = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
-    columns = (progress.TextColumn("{task.description}"), *shown, progress.TimeRemainingColumn())
-    failed: list[int] = []
-    with progress.Progress(*columns, console=screen, speed_estimate_period=SPEED_SECONDS) as bar:
-        painting = bar.add_task(f"painting {file.name}", total=total)
-
-        def on_row(line: int, error: str) -> None:
-            bar.advance(painting)
-            if error:
-                failed.append(line)
-                say(f"line {line}: {error}", "red")
-
-        yield on_row, failed

@@ -20,7 +20,8 @@ from subjectgen.serve.waiting import progress
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by Ray when it is imported
 import ray  # pyright: ignore[reportMissingImports]  (extra)
 from ray import serve  # pyright: ignore[reportMissingImports]  (extra)
-from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]  (extra)
+from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]  (extra)
+from ray.serve.exceptions import RayServeException  # pyright: ignore[reportMissingImports]  (extra)
 
 APP, REPLICA = "subjectgen", "painter"
 SILENCE = 60.0  # seconds from one look at a job to the next, if nothing is told of it
@@ -110,7 +111,9 @@ class RayEngine:
                     answers.cancel()
                     return
                 _pass_on(job, told)
-        except RayError as error:
+        except RayTaskError as error:  # what runs there raised its cause, which tells less of itself
+            job.fail(error.cause)
+        except (RayError, RayServeException) as error:
             job.fail(WorkerDied(f"the replica that had this job died ({type(error).__name__}): submit it again"))
         except Exception as error:
             job.fail(error)
@@ -123,7 +126,8 @@ def open_on_ray(
 
     Each has a GPU, where the cluster has any. line, options: as of `open_engine`. Raises what loading raises in them.
     """
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(ignore_reinit_error=True, include_dashboard=False, **quiet)  # whoever reaches a dashboard runs code
     serve.start(http_options={"location": "NoServer"})
     gpus = ray.cluster_resources().get("GPU", 0)
     painter = serve.deployment(

@@ -13,11 +13,14 @@ from subjectgen.web.dial import chosen_stages
 
 Values = Mapping[str, Any]  # by the names of the fields of `form.py`; text that nobody wrote is None
 PREVIEWS = 8  # while a picture is painted
+MAX_PIXELS = 2048 * 2048  # of a picture
 
 
 def paintings_of(values: Values, limits: Limits) -> list[Painting]:
     """One for each seed, from the first on. Raises ValueError or FileNotFoundError for what cannot be painted."""
     width, height = size_of((values["size"] or "").strip() or None, "size")
+    if width is not None and height is not None and width * height > MAX_PIXELS:
+        raise ValueError(f"size {width}x{height}: expected {MAX_PIXELS} pixels at most, which is 2048x2048.")
     first = Painting(
         prompt=values["prompt"] or "",
         subjects=subjects_of(values),
@@ -48,3 +51,17 @@ def named_subjects(references: Sequence[tuple[str, str | None]] | None, names: S
     files = [file for file, _ in references or ()]
     pairs = itertools.zip_longest(files, names[: len(files)])
     return [Subject(file, name=(name or "").strip() or None) for file, name in pairs]
+
+
+def names_after(before: Sequence[str], names: Sequence[str | None], files: Sequence[str]) -> list[str]:
+    """What stands in the fields of names once these files are there instead of those before: a name goes with its file.
+
+    As many as there are fields.
+    """
+    left = list(zip(before, names, strict=False))
+    found = []
+    for file in files[: len(names)]:
+        pair = next((pair for pair in left if pair[0] == file), (file, ""))
+        left = [each for each in left if each is not pair]
+        found.append(pair[1] or "")
+    return found + [""] * (len(names) - len(found))

@@ -25,6 +25,7 @@ from subjectgen.engine import (
 from subjectgen.engine.paint import Reporter
 from subjectgen.engine.subjects import SubjectCache, num_bytes
 from subjectgen.generate.stages import STAGE_PRESETS
+from subjectgen.references import key_of
 
 RED, BLUE = picture("red"), picture("blue", (30, 40))
 
@@ -141,6 +142,12 @@ class TestSubjects:
         assert len({HashedSubjects.of(each).key for each in same}) == 1
         others = [BLUE, [RED, RED], Subject(RED, name="shoe"), Subject(RED, box=(0, 0, 9, 9))]
         assert len({HashedSubjects.of(each).key for each in [RED, *others]}) == 5
+
+    def test_a_name_is_not_read_as_more_subjects(self):
+        """Who chooses one must not give others of the same line a subject of his."""
+        pair = [Subject(RED, name="shoe"), Subject(BLUE, name="cup")]
+        forged = Subject(RED, name=f"shoe\n{key_of(BLUE)} cup")
+        assert HashedSubjects.of(pair).key != HashedSubjects.of(forged).key
 
     def test_the_least_recently_used_are_given_up(self, pipe):
         one, two = HashedSubjects.of(RED), HashedSubjects.of(BLUE)

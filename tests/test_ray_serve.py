@@ -71,8 +71,10 @@ def test_on_a_cluster(cluster):
     assert answer["data"][0]["seed"] == 1
     refused = httpx.post(url + GENERATIONS, json={"prompt": "image 2"}, timeout=60)
     assert refused.status_code == 400 and "image 2" in refused.json()["error"]["message"]
+    jobs = engine.submit_all([Painting(prompt="a cat")] * 32)
     with pytest.raises(LineFull):
-        engine.submit_all([Painting(prompt="a cat")] * 33)
+        engine.submit_all([Painting(prompt="a cat")])
+    assert all(job.result(60).image for job in jobs)
 
 
 @pytest.mark.slow

@@ -291,6 +291,9 @@ class TestSubjects:
     def test_a_name_that_is_none(self, client):
         refused(client.post(SUBJECTS, files=files(RED), data={"name": "image 2"}), 400, "ends in what a prompt")
 
+    def test_a_name_that_is_too_long(self, client):
+        refused(client.post(SUBJECTS, files=files(RED), data={"name": "a" * 201}), 400, "longer than 200 characters")
+
     @pytest.mark.parametrize("limits", [{"max_subjects": 1}, {"max_subject_pixels": 1500}])
     def test_the_least_recently_used_are_forgotten(self, pipe, limits):
         with serving(pipe, RequestLimits(**limits)) as (_, url):
@@ -344,6 +347,10 @@ class TestLine:
             assert int(answer.headers["retry-after"]) >= 1
             gate.open.set()
             assert len(accepted.result().json()["data"]) == 2
+
+    def test_more_than_could_ever_wait(self, pipe):
+        with serving(pipe, max_waiting=2) as (_, url):
+            refused(httpx.post(url + GENERATIONS, json={"prompt": "a", "n": 3}), 400, "expected 2 at most")
 
     def test_requests_of_equal_shape_are_painted_together(self, pipe):
         with serving(gate := Gate(pipe)) as (engine, url), ThreadPoolExecutor() as threads:

@@ -71,7 +71,7 @@ class Engine:
         return self.submit_all([work], timeout=timeout)[0]
 
     def submit_all(self, works: Sequence[Work], *, timeout: Number | None = None) -> list[Job]:
-        """Put all of them in line, or none."""
+        """Put all of them in line, or none. As `submit`; raises ValueError for more than could ever wait."""
         jobs = [Job(work) for work in works]
         self._line.put(jobs)
         if timeout is not None:

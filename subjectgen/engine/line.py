@@ -26,7 +26,8 @@ class WaitingLine:
         self.num_workers = 1
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """All of them, or none. Raises LineFull or EngineClosed."""
+        """All of them, or none. Raises LineFull or EngineClosed; ValueError for more than could ever wait."""
+        check_room(len(jobs), self._max_waiting)
         with self._changed:
             if self._closed is not None:
                 raise EngineClosed(str(self._closed))
@@ -87,3 +88,9 @@ class WaitingLine:
         """Until the first in line has waited long enough for company."""
         waited = time.monotonic() - self._jobs[0].submitted if self._jobs else self._gather_seconds
         return max(0.0, self._gather_seconds - waited)
+
+
+def check_room(num_jobs: int, max_waiting: int) -> None:
+    """Raise ValueError for jobs that an empty line has no room for: whoever waited would wait for ever."""
+    if num_jobs > max_waiting:
+        raise ValueError(f"{num_jobs} jobs at once: expected {max_waiting} at most, as no more may wait. Ask for fewer")

@@ -11,6 +11,7 @@ from typing import Any, cast
 from subjectgen.engine import EngineClosed, EngineState, Job, LineFull, Progress, WorkerDied
 from subjectgen.engine.devices import all_devices
 from subjectgen.engine.facts import ModelFacts
+from subjectgen.engine.line import check_room
 from subjectgen.engine.open import open_engine
 from subjectgen.engine.work import Encoding, Work
 from subjectgen.generate.stages import Number
@@ -66,6 +67,7 @@ class RayEngine:
 
     def submit_all(self, works: Sequence[Work], *, timeout: Number | None = None) -> list[Job]:
         """As of `Engine`; but all jobs count that are not done."""
+        check_room(len(works), self._max_waiting)
         jobs = [Job(work) for work in works]
         with self._lock:
             if self._closed:

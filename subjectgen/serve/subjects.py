@@ -15,6 +15,8 @@ from subjectgen.serve.uploads import read_form, read_pictures
 from subjectgen.serve.waiting import results
 from subjectgen.subject import Subject
 
+MAX_NAME = 200  # characters
+
 
 class SubjectStore:
     """What was sent as subjects, by a hash of it; the least recently used are forgotten."""
@@ -67,6 +69,8 @@ def router(service: Any) -> APIRouter:
         names = fields.pop("name", [None] * len(images))
         if fields or not images or len(names) != len(images):
             raise ValueError("expected one or more files called 'image', and for each a 'name', or none at all")
+        if any(len(name or "") > MAX_NAME for name in names):
+            raise ValueError(f"a 'name' is longer than {MAX_NAME} characters: expected a few words")
         pictures = await read_pictures(images, service.facts, service.limits)
         subjects = HashedSubjects.of([Subject(each, name) for each, name in zip(pictures, names, strict=True)])
         assert isinstance(subjects, HashedSubjects)  # there are images

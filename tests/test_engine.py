@@ -371,6 +371,24 @@ class TestErrors:
             assert engine.state.workers == 1
             assert engine._workers[0] is not worker
 
+    def test_a_job_that_workers_die_of_takes_no_other_with_it(self, pipe):
+        class Poisoned(Gate):
+            def __call__(self, prompts, *given, **options):
+                if "poison" in prompts:
+                    self.calls.append(prompts)
+                    raise SystemExit
+                return super().__call__(prompts, *given, **options)
+
+        (gate := Poisoned(pipe)).open.set()
+        with Engine(lambda _: gate, gather_seconds=5, max_batch=3) as engine:
+            engine.wait_ready(20)
+            jobs = engine.submit_all([Painting(prompt=prompt) for prompt in ("a", "poison", "b")])
+            with pytest.raises(WorkerDied, match="nothing else was lost"):
+                jobs[1].result(20)
+            assert [job.result(20).painted_together for job in (jobs[0], jobs[2])] == [1, 1]
+            assert gate.calls == [["a", "poison", "b"], ["a"], ["poison"], ["b"]]
+            assert engine.state.workers == 1
+
     def test_a_pipeline_that_cannot_be_loaded(self):
         def load(_):
             time.sleep(0.1)

@@ -116,7 +116,8 @@ class TestForm:
         [
             ({"prompt": None}, "prompt is empty"),
             ({"size": "large"}, "size 'large' is not a size"),
-            ({"size": "4096x1040"}, "4194304 pixels at most"),
+            ({"size": "4096x1040"}, "has 4259840 pixels: expected 4194304 at most"),
+            ({"negative_prompt": "a" * 8001}, "negative prompt has 8001 characters"),
             ({"saved": "x.safetensors"}, "'x.safetensors' does not exist"),
             (
                 {"saved": "x.safetensors", "references": [("red.png", None)], "names": ["", ""]},

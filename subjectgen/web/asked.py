@@ -13,14 +13,13 @@ from subjectgen.web.dial import chosen_stages
 
 Values = Mapping[str, Any]  # by the names of the fields of `form.py`; text that nobody wrote is None
 PREVIEWS = 8  # while a picture is painted
-MAX_PIXELS = 2048 * 2048  # of a picture
+MAX_PIXELS, MAX_PROMPT = 2048 * 2048, 8000  # of a picture; characters
 
 
 def paintings_of(values: Values, limits: Limits) -> list[Painting]:
     """One for each seed, from the first on. Raises ValueError or FileNotFoundError for what cannot be painted."""
     width, height = size_of((values["size"] or "").strip() or None, "size")
-    if width is not None and height is not None and width * height > MAX_PIXELS:
-        raise ValueError(f"size {width}x{height}: expected {MAX_PIXELS} pixels at most, which is 2048x2048.")
+    _check_amounts(values, (width or 1) * (height or 1))
     first = Painting(
         prompt=values["prompt"] or "",
         subjects=subjects_of(values),
@@ -34,6 +33,15 @@ def paintings_of(values: Values, limits: Limits) -> list[Painting]:
         preview_every=max(values["steps"] // PREVIEWS, 1),
     )
     return [first.with_seed(first.seed + k) for k in range(values["pictures"])]
+
+
+def _check_amounts(values: Values, num_pixels: int) -> None:
+    """Raise ValueError for more than one visitor of a page that is open to many may ask for."""
+    if num_pixels > MAX_PIXELS:
+        raise ValueError(f"the size {values['size']} has {num_pixels} pixels: expected {MAX_PIXELS} at most.")
+    for name in ("prompt", "negative_prompt"):
+        if (length := len(values[name] or "")) > MAX_PROMPT:
+            raise ValueError(f"the {name.replace('_', ' ')} has {length} characters: expected {MAX_PROMPT} at most.")
 
 
 def subjects_of(values: Values) -> list[Subject] | SubjectEmbeds | None:

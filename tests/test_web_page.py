@@ -17,8 +17,10 @@ import pytest
 from PIL import Image, ImageChops
 from tiny_engine import Gate
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
+from typer.testing import CliRunner
 
 from subjectgen import Subject, SubjectEmbeds
+from subjectgen.cli import app
 from subjectgen.engine import Engine, JobCancelled
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.png import read_recipe
@@ -509,3 +511,9 @@ def test_other_machines_need_a_password():
         check_address("0.0.0.0", "short")
     check_address("0.0.0.0", "long-enough-for-it")
     check_address("127.0.0.1", None)
+
+
+def test_the_command_refuses_before_it_loads(monkeypatch):
+    monkeypatch.delenv("SUBJECTGEN_WEB_PASSWORD", raising=False)
+    refusal = CliRunner().invoke(app, ["web", "--host", "0.0.0.0", "--model", "nowhere"])
+    assert refusal.exit_code == 2 and "Set SUBJECTGEN_WEB_PASSWORD" in " ".join(refusal.output.split())

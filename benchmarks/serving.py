@@ -1,4 +1,4 @@
-"""A server under load: many clients at once against one client alone, and whether any request is lost."""
+"""A server under load: many clients of one subject against one client alone, and whether any request is lost."""
 
 import json
 import socket
@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +21,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-PLACES = ("left", "right", "top", "bottom")
+REFERENCE = Path(__file__).parent.parent / "examples" / "references" / "lady_beetle.png"
+PLACES = ("on the left", "on the right", "at the top", "at the bottom")
 GROUNDS = ("teal", "red", "gray", "yellow", "purple")
 PATIENCE = 600  # seconds for an answer
 console = Console()
@@ -27,7 +30,7 @@ console = Console()
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What became of a request."""
+    """What became of a request; status 0: it was lost on its way."""
 
     seconds: float
     status: int
@@ -45,9 +48,10 @@ def main(
     """Print latency and throughput; exit code 1 if a request was lost."""
     options = ["--model", model, "--max-waiting", str(clients), "--max-batch", str(max_batch)]
     with serving(options) as url:
-        ask(url, 0, steps)  # the first picture warms up
-        one, one_seconds = load(url, range(alone), 1, steps)
-        many, many_seconds = load(url, range(requests), clients, steps)
+        subject = encoded(url)
+        ask(url, subject, 0, steps)  # the first picture warms up
+        one, one_seconds = load(url, subject, range(alone), 1, steps)
+        many, many_seconds = load(url, subject, range(requests), clients, steps)
     table = Table(title=f"{model}, {steps} steps, batches of {max_batch} at most")
     for column in ("clients", "requests", "answered", "p50", "p95", "pictures a second"):
         table.add_column(column)
@@ -87,35 +91,45 @@ def listens(url: str) -> bool:
         return False
 
 
-def load(url: str, numbers: Sequence[int], clients: int, steps: int) -> tuple[list[Answer], float]:
+def encoded(url: str) -> str:
+    """The id of a subject that the server has encoded."""
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    body = head + REFERENCE.read_bytes() + b"\r\n--b--\r\n"
+    _, answer, _ = post(f"{url}/v1/subjects", body, "multipart/form-data; boundary=b")
+    return answer["id"]
+
+
+def load(url: str, subject: str, numbers: Sequence[int], clients: int, steps: int) -> tuple[list[Answer], float]:
     """What became of each request, and the seconds until all were answered."""
     begun = time.perf_counter()
     with ThreadPoolExecutor(clients) as threads:
-        answers = threads.map(lambda number: ask(url, number, steps), numbers)
+        answers = threads.map(lambda number: ask(url, subject, number, steps), numbers)
         done = list(track(answers, f"{clients} client(s)", total=len(numbers), console=console, transient=True))
     return done, time.perf_counter() - begun
 
 
-def ask(url: str, number: int, steps: int) -> Answer:
+def ask(url: str, subject: str, number: int, steps: int) -> Answer:
     """One picture; who is sent away for a while comes again, which counts as waiting."""
-    prompt = f"{PLACES[number % len(PLACES)]}, a plain {GROUNDS[number % len(GROUNDS)]} ground"
-    body = json.dumps({"prompt": prompt, "seed": number, "steps": steps}).encode()
+    prompt = f"image 1 {PLACES[number % len(PLACES)]} on a {GROUNDS[number % len(GROUNDS)]} ground"
+    body = json.dumps({"prompt": prompt, "subjects": [subject], "seed": number, "steps": steps}).encode()
     begun = time.perf_counter()
     while True:
-        status, answer, retry_after = post(f"{url}/v1/images/generations", body)
+        status, answer, retry_after = post(f"{url}/v1/images/generations", body, "application/json")
         if status != 429:
             return Answer(seconds=time.perf_counter() - begun, status=status, pictures=len(answer.get("data", ())))
         time.sleep(float(retry_after or 1))
 
 
-def post(url: str, body: bytes) -> tuple[int, dict, str | None]:
+def post(url: str, body: bytes, kind: str) -> tuple[int, dict, str | None]:
     """The status, the body, and when to come again."""
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, json.load(answer), None
     except urllib.error.HTTPError as refusal:
         return refusal.code, json.load(refusal), refusal.headers["Retry-After"]
+    except (OSError, HTTPException):  # nobody answered, or not to the end
+        return 0, {}, None
 
 
 def row(answers: Sequence[Answer], seconds: float) -> tuple[str, ...]:

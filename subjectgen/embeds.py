@@ -15,7 +15,7 @@ from torch import nn
 
 from subjectgen.files import whole_file
 from subjectgen.types import IdentityTokens, ReferencePrefix
-from subjectgen.weights import state_hash
+from subjectgen.weights import kept_aside, state_hash
 
 REMEDY = "Encode the subjects again with pipe.encode_subjects(images)."
 VERSIONED = {"transformers_version", "processor_class"}  # differ between releases, change nothing
@@ -142,8 +142,8 @@ def _stamp(component: Any) -> tuple[Any, ...]:
     """Changes as soon as a component is replaced, updated or cast, without reading its weights; not when it moves."""
     if not isinstance(component, nn.Module):
         return (id(component),)
-    tensors = chain(component.parameters(), component.buffers())
-    return (id(component), *((id(t), t.dtype, 0 if t.is_inference() else t._version) for t in tensors))
+    tensors = dict(chain(component.named_parameters(), component.named_buffers())) | kept_aside(component)
+    return (id(component), *((id(t), t.dtype, 0 if t.is_inference() else t._version) for t in tensors.values()))
 
 
 def _normalisation(vae: Any) -> list[Any]:

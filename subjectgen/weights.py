@@ -4,7 +4,9 @@ import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,15 +109,33 @@ def verify(folder: Path | str) -> tuple[WeightsFile, ...]:
 
 
 def state_hash(module: nn.Module) -> str:
-    """sha256 of a module's state, see `tensors_hash`."""
-    state = module.state_dict()
-    offloaded = next((name for name, tensor in sorted(state.items()) if tensor.is_meta), None)
-    if offloaded is not None:
+    """sha256 of a module's state, see `tensors_hash`. Raises ValueError for weights that have no values anywhere."""
+    state = module.state_dict() | kept_aside(module)
+    valueless = next((name for name, tensor in sorted(state.items()) if tensor.is_meta), None)
+    if valueless is not None:
         raise ValueError(
-            f"'{offloaded}' of {type(module).__name__} is offloaded and has no values to hash: expected weights in "
-            "memory. Save or hash before enable_sequential_cpu_offload()."
+            f"'{valueless}' of {type(module).__name__} is on the device 'meta' and has no values to hash: expected "
+            "weights in memory. Load them first."
         )
     return tensors_hash(state)
+
+
+def kept_aside(module: nn.Module) -> dict[str, Tensor]:
+    """The weights that accelerate lends to each layer while it computes (sequential offloading), by their names."""
+    return {
+        f"{path}.{name}".lstrip("."): weights[name]
+        for path, layer in module.named_modules()
+        for weights in _lent_to(layer)
+        for name, _ in chain(layer.named_parameters(recurse=False), layer.named_buffers(recurse=False))
+        if name in weights
+    }
+
+
+def _lent_to(layer: nn.Module) -> list[Any]:
+    """Mappings of names to tensors that the hooks of accelerate have for this layer; several hooks are chained."""
+    hook: Any = getattr(layer, "_hf_hook", None)
+    maps = [getattr(each, "weights_map", None) for each in getattr(hook, "hooks", (hook,))]
+    return [weights for weights in maps if weights is not None]
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -182,11 +182,13 @@ def test_a_batch_encodes_a_subject_once(tmp_path, monkeypatch):
 def test_a_load_counts_what_was_answered():
     serving = script("serving")
     with tiny_engine.serving(tiny_pipeline(), max_waiting=2) as (_, url):
-        answers, seconds = serving.load(url, range(6), clients=6, steps=1)
+        answers, seconds = serving.load(url, serving.encoded(url), range(6), clients=6, steps=1)
         assert [(answer.status, answer.pictures) for answer in answers] == [(200, 1)] * 6
         assert max(answer.seconds for answer in answers) <= seconds
         assert serving.row(answers, seconds)[:2] == ("6", "6")
-        assert serving.post(f"{url}/v1/images/generations", b"{")[0] == 400
+        assert serving.post(f"{url}/v1/images/generations", b"{", "application/json")[0] == 400
+    lost = serving.ask(url, "0" * 64, 0, steps=1)  # nobody is there any more
+    assert (lost.status, lost.pictures) == (0, 0)
 
 
 def test_plans_side_by_side_are_those_one_after_the_other(monkeypatch):

@@ -25,6 +25,7 @@ from subjectgen.engine import (
 from subjectgen.engine.paint import Reporter
 from subjectgen.engine.subjects import SubjectCache, num_bytes
 from subjectgen.generate.stages import STAGE_PRESETS
+from subjectgen.references import key_of
 
 RED, BLUE = picture("red"), picture("blue", (30, 40))
 
@@ -141,6 +142,12 @@ class TestSubjects:
         assert len({HashedSubjects.of(each).key for each in same}) == 1
         others = [BLUE, [RED, RED], Subject(RED, name="shoe"), Subject(RED, box=(0, 0, 9, 9))]
         assert len({HashedSubjects.of(each).key for each in [RED, *others]}) == 5
+
+    def test_a_name_is_not_read_as_more_subjects(self):
+        """Who chooses one must not give others of the same line a subject of his."""
+        pair = [Subject(RED, name="shoe"), Subject(BLUE, name="cup")]
+        forged = Subject(RED, name=f"shoe\n{key_of(BLUE)} cup")
+        assert HashedSubjects.of(pair).key != HashedSubjects.of(forged).key
 
     def test_the_least_recently_used_are_given_up(self, pipe):
         one, two = HashedSubjects.of(RED), HashedSubjects.of(BLUE)
@@ -363,6 +370,24 @@ class TestErrors:
             assert waiting.result(20).image
             assert engine.state.workers == 1
             assert engine._workers[0] is not worker
+
+    def test_a_job_that_workers_die_of_takes_no_other_with_it(self, pipe):
+        class Poisoned(Gate):
+            def __call__(self, prompts, *given, **options):
+                if "poison" in prompts:
+                    self.calls.append(prompts)
+                    raise SystemExit
+                return super().__call__(prompts, *given, **options)
+
+        (gate := Poisoned(pipe)).open.set()
+        with Engine(lambda _: gate, gather_seconds=5, max_batch=3) as engine:
+            engine.wait_ready(20)
+            jobs = engine.submit_all([Painting(prompt=prompt) for prompt in ("a", "poison", "b")])
+            with pytest.raises(WorkerDied, match="nothing else was lost"):
+                jobs[1].result(20)
+            assert [job.result(20).painted_together for job in (jobs[0], jobs[2])] == [1, 1]
+            assert gate.calls == [["a", "poison", "b"], ["a"], ["poison"], ["b"]]
+            assert engine.state.workers == 1
 
     def test_a_pipeline_that_cannot_be_loaded(self):
         def load(_):

@@ -12,9 +12,14 @@ from accelerate.hooks import (
     attach_align_device_hook,
 )
 from diffusers.hooks.group_offloading import ModuleGroup
+from PIL import ImageChops
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 from tiny_qwen import random, tiny_qwen_pipeline
 from torch import nn
+
+from subjectgen.engine import Engine, Painting
+from subjectgen.engine.facts import ModelFacts
+from subjectgen.weights import kept_aside
 
 CPU = torch.device("cpu")
 
@@ -98,6 +103,41 @@ def test_sequential_offload(build, painted):
         part.register_forward_pre_hook(lambda *_: others_have_no_values(pipe))
     torch.testing.assert_close(painted(pipe), expected, atol=1e-5, rtol=0)
     others_have_no_values(pipe)
+
+
+@FAMILIES
+def test_sequential_offload_changes_no_hash(build, painted, monkeypatch):
+    """Weights are hashed where they rest, once, whether the model paints between or not."""
+    pipe = build()
+    expected = ModelFacts.of(pipe, "tiny").hash, pipe.fingerprints
+    for part in networks(pipe).values():
+        layer_by_layer(part)
+    others_have_no_values(pipe)
+    assert (ModelFacts.of(pipe, "tiny").hash, pipe.fingerprints) == expected
+
+    monkeypatch.setattr("subjectgen.embeds.state_hash", lambda network: pytest.fail("hashed again"))
+    painted(pipe)
+    assert pipe.fingerprints == expected[1]
+
+
+def test_sequential_offload_sees_that_weights_changed():
+    pipe = tiny_pipeline()
+    before = pipe.fingerprints["vae"]
+    layer_by_layer(pipe.vae)
+    next(iter(kept_aside(pipe.vae).values())).add_(1)
+    assert pipe.fingerprints["vae"] != before
+
+
+def test_an_engine_with_sequential_offload():
+    """It encodes subjects, which are known by a hash of the model, and paints the same."""
+    pipe, alone = tiny_pipeline(), tiny_pipeline()
+    for part in networks(pipe).values():
+        layer_by_layer(part)
+    with Engine(lambda _: pipe) as engine:
+        image = engine.submit(Painting(prompt="a red cat", subjects=picture("red"), seed=0)).result(60).image
+    expected = alone("a red cat", picture("red"), generator=seeded_generators(0)).images[0]
+    difference = ImageChops.difference(image, expected)
+    assert max(high for _, high in difference.getextrema()) <= 1
 
 
 def layer_by_layer(network):

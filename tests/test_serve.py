@@ -23,7 +23,9 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_engine import Gate, file_of, held, serving
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
+from typer.testing import CliRunner
 
+from subjectgen.cli import app
 from subjectgen.cli.serve import _range_of
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.serve.guard import check_address
@@ -144,6 +146,7 @@ class TestPictures:
             ({"seed": 2**63}, "seed: "),
             ({"stages": "slow"}, "paper, free, faithful"),
             ({"stages": [{"until": 0.5}]}, "expected 0"),
+            ({"stages": [{"until": 1 - k / 200} for k in range(1, 201)]}, "100 items"),
             ({"guidance_scale": 1e9}, "guidance_scale: "),
             ({"response_format": "url"}, "response_format: "),
             ({"quality": "high"}, "quality: "),
@@ -172,6 +175,14 @@ def png_of(width, height):
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
+def jpeg_of_scans(number):
+    """A small file that goes over its picture so often."""
+    RED.save(file := BytesIO(), "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (number - data.count(b"\xff\xda")) + data[-2:]
+
+
 class TestUploads:
     @pytest.mark.parametrize(
         ("data", "words"),
@@ -183,10 +194,14 @@ class TestUploads:
             (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image 1 cannot be read"),
             (png_of(6000, 6000), "6000x6000 pixels: expected 33554432 at most"),
             (png_of(60000, 60000), "image 1 cannot be read"),
+            (png_of(3300, 100), "one side to be at most 32 times the other"),
+            (jpeg_of_scans(65), "scans: expected 64 at most"),
         ],
     )
     def test_what_is_no_picture(self, client, data, words):
-        refused(client.post(EDITS, data={"prompt": "image 1"}, files={"image": ("a.png", data)}), 400, words)
+        answer = client.post(EDITS, data={"prompt": "image 1"}, files={"image": ("a.png", data)})
+        refused(answer, 400, words)
+        assert "object at" not in answer.text  # and where in memory
 
     def test_names_of_files_mean_nothing(self, client):
         sent = {"image": ("../../../etc/passwd\0.png", file_of(RED), "text/html")}
@@ -220,6 +235,17 @@ class TestUploads:
         assert answer.status_code == 400
         assert client.post(EDITS, content=body, headers={"content-type": "multipart/form-data"}).status_code == 400
         refused(client.post(EDITS, json={"prompt": "a"}), 415, "multipart/form-data")
+
+    def test_a_jpeg_in_several_scans(self, client):
+        sent = {"image": ("a.jpeg", jpeg_of_scans(20))}
+        assert client.post(EDITS, data={"prompt": "image 1"}, files=sent).status_code == 200
+
+    @pytest.mark.parametrize("headers", [b"X: " + b"y" * 2**20, b"\r\n".join([b"X: y"] * 2**17)], ids=["long", "many"])
+    def test_headers_of_a_part_without_end(self, client, headers):
+        """Older releases of python-multipart stop the server for a minute with the largest body of these."""
+        body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n' + headers
+        answer = client.post(EDITS, content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+        refused(answer, 400, "")
 
     def test_no_more_is_kept_of_a_large_picture_than_the_model_sees(self, client, pipe):
         large = RED.resize((1600, 1200))
@@ -265,8 +291,12 @@ class TestSubjects:
     def test_a_name_that_is_none(self, client):
         refused(client.post(SUBJECTS, files=files(RED), data={"name": "image 2"}), 400, "ends in what a prompt")
 
-    def test_the_least_recently_used_are_forgotten(self, pipe):
-        with serving(pipe, RequestLimits(max_subjects=1)) as (_, url):
+    def test_a_name_that_is_too_long(self, client):
+        refused(client.post(SUBJECTS, files=files(RED), data={"name": "a" * 201}), 400, "longer than 200 characters")
+
+    @pytest.mark.parametrize("limits", [{"max_subjects": 1}, {"max_subject_pixels": 1500}])
+    def test_the_least_recently_used_are_forgotten(self, pipe, limits):
+        with serving(pipe, RequestLimits(**limits)) as (_, url):
             ids = [httpx.post(url + SUBJECTS, files=files(each)).json()["id"] for each in (RED, BLUE)]
             assert [httpx.get(f"{url}{SUBJECTS}/{each}").status_code for each in ids] == [404, 200]
 
@@ -318,6 +348,22 @@ class TestLine:
             gate.open.set()
             assert len(accepted.result().json()["data"]) == 2
 
+    def test_more_than_could_ever_wait(self, pipe):
+        with serving(pipe, max_waiting=2) as (_, url):
+            refused(httpx.post(url + GENERATIONS, json={"prompt": "a", "n": 3}), 400, "expected 2 at most")
+
+    def test_requests_of_equal_shape_are_painted_together(self, pipe):
+        with serving(gate := Gate(pipe)) as (engine, url), ThreadPoolExecutor() as threads:
+            held(engine, gate)
+            asked = [{"prompt": "a"}, {"prompt": "b", "size": "48x48"}, {"prompt": "c", "seed": 1}]
+            answers = [threads.submit(httpx.post, url + GENERATIONS, json=each, timeout=30) for each in asked]
+            while engine.state.waiting < 3:
+                time.sleep(0.01)
+            gate.open.set()
+            assert [each.result().status_code for each in answers] == [200] * 3
+            assert sorted(map(sorted, gate.calls[1:])) == [["a", "c"], ["b"]]
+            assert 'subjectgen_painted_together_bucket{le="1.0"} 1.0' in httpx.get(url + "/metrics").text
+
     def test_too_late(self, pipe):
         with serving(gate := Gate(pipe), RequestLimits(timeout=0.2)) as (_, url):
             refused(httpx.post(url + GENERATIONS, json={"prompt": "a"}), 504, "not done within 0.2 s")
@@ -368,8 +414,27 @@ class TestGuard:
     def test_names_of_this_machine(self, client, host):
         assert client.get("/v1/models", headers={"host": host}).status_code == 200
 
+    @pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1.evil.example", "null", "["])
+    def test_pages_of_others_are_not_served(self, client, origin):
+        """A form of another's page in a browser here reaches this address, and asks for no leave before."""
+        refused(client.post(EDITS, files=files(RED), headers={"origin": origin}), 403, "page of others")
+
+    @pytest.mark.parametrize("origin", ["http://localhost:3000", "http://127.0.0.1", "http://[::1]:8000"])
+    def test_pages_of_this_machine(self, client, origin):
+        assert client.get("/v1/models", headers={"origin": origin}).status_code == 200
+
+    def test_text_is_short(self, client):
+        refused(client.post(GENERATIONS, json={"prompt": "a" * 2**18}), 413, "262144 bytes")
+
+    @pytest.mark.parametrize(
+        "path", ["/v1/subjects/..%2F..%2Fetc%2Fpasswd", "/v1/jobs/%00", "/v1/jobs/..", "/%2e%2e/x"]
+    )
+    def test_ids_are_no_paths(self, client, path):
+        assert client.get(path).status_code == 404
+        refused(client.post(GENERATIONS, json={"prompt": "a", "subjects": [path]}), 400, "subjects.0")
+
     def test_too_much(self, pipe):
-        limits = RequestLimits(max_body_bytes=1000)
+        limits = RequestLimits(max_body_bytes=1000, max_text_bytes=1000)
         with serving(pipe, limits) as (_, url):
             chunks = iter([b"x" * 400] * 5)  # of a length that nobody tells before
             for sent in ({"content": b"x" * 1001}, {"content": chunks}, {"files": files(RED.resize((200, 200)))}):
@@ -400,6 +465,12 @@ class TestGuard:
     def test_a_key_that_is_too_short(self):
         with pytest.raises(ValueError, match="has 3 characters"):
             check_address("127.0.0.1", "abc")
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+    def test_the_command_refuses_before_it_loads(self, monkeypatch, host):
+        monkeypatch.delenv("SUBJECTGEN_API_KEY", raising=False)
+        refusal = CliRunner().invoke(app, ["serve", "--host", host, "--model", "nowhere"])
+        assert refusal.exit_code == 2 and "Set SUBJECTGEN_API_KEY" in " ".join(refusal.output.split())
 
 
 class TestReplicas:

@@ -11,7 +11,7 @@ from subjectgen import Stage
 from subjectgen.engine import Progress
 from subjectgen.generate.stages import STAGE_PRESETS
 from subjectgen.request import Limits
-from subjectgen.web.asked import named_subjects, paintings_of
+from subjectgen.web.asked import named_subjects, names_after, paintings_of
 from subjectgen.web.curve import LANE, LEFT, RIGHT, curve_of
 from subjectgen.web.dial import BY_DIAL, CHOICES, OWN, chosen_stages, dial_of, stages_of
 from subjectgen.web.run import Clock
@@ -117,6 +117,8 @@ class TestForm:
         [
             ({"prompt": None}, "prompt is empty"),
             ({"size": "large"}, "size 'large' is not a size"),
+            ({"size": "4096x1040"}, "has 4259840 pixels: expected 4194304 at most"),
+            ({"negative_prompt": "a" * 8001}, "negative prompt has 8001 characters"),
             ({"saved": "x.safetensors"}, "'x.safetensors' does not exist"),
             (
                 {"saved": "x.safetensors", "references": [("red.png", None)], "names": ["", ""]},
@@ -131,6 +133,21 @@ class TestForm:
     def test_names_go_to_their_pictures(self):
         subjects = named_subjects([("a.png", None), ("b.png", None)], [" shoe ", "", "left over"])
         assert [(each.image, each.name) for each in subjects] == [("a.png", "shoe"), ("b.png", None)]
+
+    @pytest.mark.parametrize(
+        ("before", "after", "names"),
+        [
+            ("ab", "b", ["cup", "", ""]),
+            ("ab", "ab", ["shoe", "cup", ""]),
+            ("ab", "abc", ["shoe", "cup", ""]),
+            ("ab", "ba", ["cup", "shoe", ""]),
+            ("aa", "aa", ["shoe", "cup", ""]),
+            ("ab", "", ["", "", ""]),
+            ("ab", "abcde", ["shoe", "cup", ""]),
+        ],
+    )
+    def test_names_follow_their_pictures(self, before, after, names):
+        assert names_after(list(before), ["shoe", "cup", None], list(after)) == names
 
     def test_no_picture_is_left_out_for_want_of_a_field(self):
         subjects = named_subjects([("a.png", None), ("b.png", None)], ["shoe"])

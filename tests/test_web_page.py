@@ -1,9 +1,12 @@
 """The page in a real Chromium, on a tiny pipeline: what is uploaded, painted, stopped, refused, saved; who is asked."""
 
+import base64
 import inspect
+import json
 import re
 import shutil
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,10 @@ import pytest
 from PIL import Image, ImageChops
 from tiny_engine import Gate
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
+from typer.testing import CliRunner
 
 from subjectgen import Subject, SubjectEmbeds
+from subjectgen.cli import app
 from subjectgen.engine import Engine, JobCancelled
 from subjectgen.engine.facts import ModelFacts
 from subjectgen.png import read_recipe
@@ -25,11 +30,13 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found: apt-get install chromium")
 
-from subjectgen.web.launch import check_address, show  # noqa: E402  (it needs gradio)
+from subjectgen.web.examples import EXAMPLES  # noqa: E402  (they need gradio)
+from subjectgen.web.launch import check_address, serve, show  # noqa: E402
 from subjectgen.web.page import Page, page_of  # noqa: E402
-from subjectgen.web.studio import Studio  # noqa: E402
+from subjectgen.web.studio import Studio, open_studio  # noqa: E402
 
 QUIET = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update")
+COLOURS = ("red", "blue", "green", "gray", "purple", "yellow", "black", "white", "orange")
 SECONDS = 120
 STEPS = 6
 
@@ -49,15 +56,20 @@ def gate(pipe):
 
 @pytest.fixture(scope="module")
 def asked_hosts():
-    """What this process connects to."""
-    hosts, connect = [], socket.socket.connect
+    """What this process connects to, or would if it knew the address."""
+    hosts, connect, resolve = [], socket.socket.connect, socket.getaddrinfo
 
-    def noted(self, address):
+    def connected(self, address):
         hosts.append(address[0] if isinstance(address, tuple) else "127.0.0.1")
         return connect(self, address)
 
+    def resolved(host, *given, **options):
+        hosts.append(host.decode() if isinstance(host, bytes) else host)
+        return resolve(host, *given, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", noted)
+        patch.setattr(socket.socket, "connect", connected)
+        patch.setattr(socket, "getaddrinfo", resolved)
         yield hosts
 
 
@@ -80,16 +92,29 @@ def engine(gate):
         yield engine
 
 
+@contextmanager
+def shown(studio, where=show, **options):
+    """The address of a page."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("paint", "keep"):  # generators, which Gradio does not see through the wrapper of type checks
+            patch.setattr(Page, name, inspect.unwrap(getattr(Page, name)))
+        blocks = page_of(studio)
+        yield where(blocks, **options)
+        blocks.close()
+
+
 @pytest.fixture(scope="module")
-def address(engine, pipe, asked_hosts, tmp_path_factory):
+def studio(engine, pipe):
+    return Studio(engine=engine, facts=ModelFacts.of(pipe, "tiny"), pipe=pipe)
+
+
+@pytest.fixture(scope="module")
+def address(studio, asked_hosts, tmp_path_factory):
     """Of the page, started from anywhere; in the end nobody but this machine was asked for anything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("anywhere"))
-        for name in ("paint", "keep"):  # generators, which Gradio does not see through the wrapper of type checks
-            patch.setattr(Page, name, inspect.unwrap(getattr(Page, name)))
-        blocks = page_of(Studio(engine=engine, facts=ModelFacts.of(pipe, "tiny"), pipe=pipe))
-        yield show(blocks)
-        blocks.close()
+        with shown(studio) as address:
+            yield address
     assert set(asked_hosts) <= {"127.0.0.1", "::1", "localhost"}
 
 
@@ -103,11 +128,24 @@ def chromium():
         browser.close()
 
 
+CARRIED = """files => files.reduce((carried, [name, data]) => {
+    const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+    carried.items.add(new File([bytes], name, {type: "image/png"}));
+    return carried;
+}, new DataTransfer())"""
+
+
 @dataclass
 class Visit:
     """The page as somebody sees it."""
 
     page: Any
+
+    def drop(self, *files: Path) -> None:
+        """As by a mouse that carries them here."""
+        sent = [(file.name, base64.b64encode(file.read_bytes()).decode()) for file in files]
+        carried = self.page.evaluate_handle(CARRIED, sent)
+        self.page.locator("#references button").first.dispatch_event("drop", {"dataTransfer": carried})
 
     def upload(self, *files: Path) -> None:
         self.page.locator("#references input[type=file]").first.set_input_files([str(file) for file in files])
@@ -139,6 +177,12 @@ class Visit:
 
 @pytest.fixture
 def visit(chromium, address):
+    with visiting(chromium, address) as visit:
+        yield visit
+
+
+@contextmanager
+def visiting(chromium, address):
     """A visit in which the console has no error, and the page asks nobody but its server."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     page, errors, urls = context.new_page(), [], []
@@ -171,6 +215,12 @@ def close(gate):
     gate.open.clear()
 
 
+def seen(element):
+    """Where it is on the screen."""
+    playwright.expect(element).to_be_visible()
+    return element.bounding_box()
+
+
 def assert_same_picture(one, other):
     difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
     assert max(high for _, high in difference.getextrema()) <= 1
@@ -182,7 +232,8 @@ def test_upload_name_paint_and_see_why(visit, files, pipe):
     visit.write("the cup on a red ground")
     visit.press("Paint")
     visit.says("2 pictures painted.")
-    playwright.expect(visit.page.locator("#pictures img")).to_have_count(2)
+    one, other = [seen(visit.page.locator("#pictures").get_by_text(f"seed {seed}")) for seed in (1, 2)]
+    assert one["y"] == other["y"] and one["x"] + one["width"] < other["x"]  # side by side
 
     pictures = visit.downloaded("#files")
     recipes = [read_recipe(file) for file in pictures]
@@ -197,7 +248,10 @@ def test_upload_name_paint_and_see_why(visit, files, pipe):
     visit.page.get_by_text("See why").click()
     why = visit.page.locator("#why")
     playwright.expect(why).to_contain_text("'cup' is image 2")
+    drawn = [f"from sigma {a:g} to {b:g} meaning" for a, b in ((1, 0.95), (0.95, 0.85), (0.85, 0))]
+    playwright.expect(why.locator("svg")).to_have_attribute("aria-label", re.compile(".*".join(drawn)))
     cells = [row.split("\t") for row in why.locator("table").inner_text().splitlines() if row[:1].isdigit()]
+    assert sum(float(row[6] or 0) for row in cells) > 0  # seconds
     told = [[int(cell) for cell in row[1:6]] for row in cells]
     assert told == [
         [each.steps, each.passes, each.noise_tokens, each.semantic_tokens, each.identity_tokens]
@@ -212,6 +266,21 @@ def test_the_saved_subject_paints_the_same(visit, files, pipe):
     (file,) = visit.downloaded("#subject")
     saved = pipe("image 1 on red", SubjectEmbeds.load(file), generator=seeded_generators(3)).images[0]
     assert_same_picture(saved, pipe("image 1 on red", files, generator=seeded_generators(3)).images[0])
+
+
+def test_previews_while_it_paints(visit, gate):
+    gate.step = 2
+    close(gate)
+    visit.write("a cat")
+    visit.press("Paint")
+    visit.says(f"Step 2 of {STEPS}")
+    previews = visit.page.locator("#pictures img")
+    playwright.expect(previews).to_have_count(2)
+    before = previews.first.get_attribute("src")
+    gate.step = 0
+    gate.open.set()
+    visit.says("2 pictures painted.")
+    playwright.expect(previews.first).not_to_have_attribute("src", before)
 
 
 def test_stop(visit, gate, engine):
@@ -241,6 +310,35 @@ def test_a_page_that_is_closed_stops_as_well(chromium, address, gate, engine):
     page.close()
     assert {type(job.future.exception(SECONDS)) for job in engine.jobs[-2:]} == {JobCancelled}
     gate.open.set()
+
+
+def test_one_to_eight_references_are_dropped(chromium, tmp_path):
+    pipe = tiny_pipeline(num_inference_steps=STEPS, max_references=8)
+    paths = [tmp_path / f"{colour}.png" for colour in COLOURS]
+    for path in paths:
+        picture(path.stem).save(path)
+    with (
+        Engine(lambda _: pipe) as engine,
+        shown(Studio(engine=engine, facts=ModelFacts.of(pipe, "tiny"), pipe=pipe)) as address,
+        visiting(chromium, address) as visit,
+    ):
+        visit.drop(*paths[:8])
+        visit.page.get_by_label("image 8 is called").fill("cup")
+        visit.write("image 1 and the cup")
+        visit.press("Paint")
+        visit.says("2 pictures painted.")
+        recipe = read_recipe(visit.downloaded("#files")[0])
+        assert recipe["subjects"] == str([path.name for path in paths[:8]]).replace("'", '"')
+        visit.upload(paths[8])
+        visit.says("9 references")
+
+
+def test_a_name_goes_with_its_picture(visit, files):
+    visit.upload(*files)
+    visit.page.get_by_label("image 2 is called").fill("cup")
+    visit.page.locator("#references").get_by_label("Delete image").first.click(force=True)  # shown to a mouse above it
+    playwright.expect(visit.page.get_by_label("image 1 is called")).to_have_value("cup")
+    playwright.expect(visit.page.get_by_label("image 2 is called")).to_be_hidden()
 
 
 def test_a_broken_file_is_told(visit, files):
@@ -279,10 +377,43 @@ def test_examples_fill_the_form(visit):
     visit.says("2 pictures painted.")
 
 
+@pytest.fixture(scope="module")
+def mini():
+    studio = open_studio("mini", ["cpu"])
+    with studio.engine, shown(studio) as address:
+        yield address
+
+
+def test_files_are_chosen_by_keyboard(visit, files):
+    visit.page.on("filechooser", lambda chooser: chooser.set_files([str(file) for file in files]))
+    upload = visit.page.locator("#references").get_by_role("button", name="Click to upload").first
+    for _ in range(100):  # the page is drawn anew while it opens, and forgets where it was
+        visit.page.keyboard.press("Tab")
+        if upload.evaluate("button => button === document.activeElement"):
+            visit.page.keyboard.press("Enter")
+            visit.page.wait_for_timeout(1000)
+        if visit.page.locator("#references img").count() == len(files):
+            break
+    playwright.expect(visit.page.locator("#references img")).to_have_count(2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("names", "prompt"), EXAMPLES)
+def test_examples_work_on_mini(chromium, mini, names, prompt):
+    with visiting(chromium, mini) as visit:
+        visit.press(prompt)
+        playwright.expect(visit.page.locator("#references img")).to_have_count(len(names))
+        visit.press("Paint")
+        visit.says("2 pictures painted.")
+        recipe = read_recipe(visit.downloaded("#files")[0])
+    assert (recipe["prompt"], recipe["model"]) == (prompt, "mini")
+    assert json.loads(recipe["subjects"]) == [f"{name}.png" for name in names]
+
+
 def test_by_keyboard(visit):
-    """Everything is reached by Tab, and Enter in the prompt paints."""
+    """Everything is reached by Tab, Enter in the prompt paints and opens the reasons."""
     reached, keyboard = set(), visit.page.keyboard
-    ids = ["references", "prompt", "stages", "dial", "paint", "stop", "keep"]
+    ids = ["references", "prompt", "examples", "stages", "dial", "paint", "stop", "see-why", "keep"]
     for _ in range(40):
         keyboard.press("Tab")
         reached |= set(
@@ -297,12 +428,19 @@ def test_by_keyboard(visit):
     keyboard.type("a cat")
     keyboard.press("Enter")
     visit.says("2 pictures painted.")
+    visit.page.locator("#see-why button").first.focus()
+    keyboard.press("Enter")
+    playwright.expect(visit.page.locator("#why table")).to_be_visible()
 
 
 def test_on_a_telephone(visit, files):
     visit.page.set_viewport_size({"width": 390, "height": 844})
     assert visit.fits()
     visit.upload(*files)
+    parts = ("label", ".icon-button-wrapper", ".thumbnail-item")
+    label, icons, picture = (seen(visit.page.locator(f"#references {part}").first) for part in parts)
+    assert label["x"] + label["width"] <= icons["x"]
+    assert label["y"] + label["height"] <= picture["y"]
     visit.write("image 1 and image 2")
     visit.press("Paint")
     visit.says("2 pictures painted.")
@@ -316,6 +454,56 @@ def test_other_names_of_this_machine_are_not_answered(address):
     assert httpx.get(address).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "examples/../pyproject.toml"])
+def test_files_of_the_machine_are_not_shown(address, path):
+    """Neither by their address nor as a reference or a saved subject."""
+    assert httpx.get(f"{address}gradio_api/file={path}").status_code in (403, 404)
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for fields in ({"references": [{"image": file, "caption": None}]}, {"saved": file}):
+        assert "error" in called(address, **fields)
+
+
+@pytest.mark.parametrize("fields", [{"pictures": 9}, {"steps": 101}, {"seed": -1}, {"stages": "slow"}, {"dial": 2}])
+def test_no_more_than_the_form_allows(address, engine, fields):
+    number = len(engine.jobs)
+    assert "error" in called(address, **fields)
+    assert len(engine.jobs) == number
+
+
+def called(address, **fields):
+    """What the page's own interface for programs answers, in lines of events."""
+    values = {
+        "references": None, "prompt": "a cat", "stages": "faithful", "dial": 1, "pictures": 1, "seed": 1, "size": "",
+        "steps": 1, "guidance_scale": 1, "negative_prompt": "", "saved": None, **dict.fromkeys(range(3), ""), **fields,
+    }  # fmt: skip
+    call = f"{address}gradio_api/call/paint"
+    asked = httpx.post(call, json={"data": list(values.values())}, timeout=SECONDS)
+    if asked.status_code != 200:
+        return "error"
+    return httpx.get(f"{call}/{asked.json()['event_id']}", timeout=SECONDS).text
+
+
+def test_a_call_by_a_program(address):
+    assert "1 picture painted." in called(address)
+
+
+def test_a_page_with_a_password_shows_nothing_without(studio):
+    with shown(studio, password="long-enough-for-it") as address:
+        assert httpx.get(f"{address}config").status_code == 401
+        assert EXAMPLES[0][1] not in httpx.get(address).text
+        with httpx.Client(base_url=address) as client:
+            for password, status in (("wrong-but-as-long", 400), ("long-enough-for-it", 200)):
+                login = {"username": "subjectgen", "password": password}
+                assert client.post("login", data=login).status_code == status
+            assert client.get("config").status_code == 200
+
+
+def test_a_space_answers_by_any_name(studio):
+    """As `spaces/app.py` shows its page."""
+    with shown(studio, where=serve, hosts=["*"]) as address:
+        assert httpx.get(address, headers={"Host": "someone-subjectgen.hf.space"}).status_code == 200
+
+
 def test_other_machines_need_a_password():
     with pytest.raises(ValueError, match="no password"):
         check_address("0.0.0.0", None)
@@ -323,3 +511,9 @@ def test_other_machines_need_a_password():
         check_address("0.0.0.0", "short")
     check_address("0.0.0.0", "long-enough-for-it")
     check_address("127.0.0.1", None)
+
+
+def test_the_command_refuses_before_it_loads(monkeypatch):
+    monkeypatch.delenv("SUBJECTGEN_WEB_PASSWORD", raising=False)
+    refusal = CliRunner().invoke(app, ["web", "--host", "0.0.0.0", "--model", "nowhere"])
+    assert refusal.exit_code == 2 and "Set SUBJECTGEN_WEB_PASSWORD" in " ".join(refusal.output.split())

@@ -13,10 +13,13 @@ from subjectgen.serve.app import create_app
 
 
 class Gate:
-    """A pipeline that waits at the first step of its first call, so that what comes meanwhile is sure to be in line."""
+    """A pipeline that waits at each step from this one on, so that what comes meanwhile is sure to be in line.
 
-    def __init__(self, pipe):
-        self.pipe, self.reached, self.open = pipe, threading.Event(), threading.Event()
+    Once it is open it waits no more.
+    """
+
+    def __init__(self, pipe, step=0):
+        self.pipe, self.step, self.reached, self.open = pipe, step, threading.Event(), threading.Event()
         self.config, self.calls, self.steps = pipe.config, [], 0
 
     def encode_subjects(self, images):
@@ -25,11 +28,12 @@ class Gate:
     def __call__(self, prompts, subjects, *, callback_on_step_end, **options):
         self.calls.append(prompts)
 
-        def on_step_end(*given):
+        def on_step_end(pipe, step, *given):
             self.steps += 1
-            self.reached.set()
-            assert self.open.wait(20)
-            return callback_on_step_end(*given)
+            if step >= self.step:
+                self.reached.set()
+                assert self.open.wait(20)
+            return callback_on_step_end(pipe, step, *given)
 
         return self.pipe(prompts, subjects, callback_on_step_end=on_step_end, **options)
 

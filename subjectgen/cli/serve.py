@@ -10,6 +10,7 @@ from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offl
 from subjectgen.extras import require
 
 CONNECTIONS = 512
+LAST_WORDS = 60  # seconds after the last job, for clients that read slowly
 
 
 def serve(
@@ -53,7 +54,14 @@ def serve(
     else:
         engine, facts = show_opening(model, all_devices(), line, **options)
     app = create_app(engine, facts, RequestLimits(timeout=timeout), api_key=api_key)
-    uvicorn.run(app, host=host, port=port, limit_concurrency=CONNECTIONS, server_header=False)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=round(timeout) + LAST_WORDS,
+        server_header=False,
+    )
 
 
 def _on_ray(model: str, line: dict[str, int], replicas: tuple[int, int], **options: Any) -> Any:

@@ -71,7 +71,7 @@ class Engine:
         return self.submit_all([work], timeout=timeout)[0]
 
     def submit_all(self, works: Sequence[Work], *, timeout: Number | None = None) -> list[Job]:
-        """Put all of them in line, or none."""
+        """Put all of them in line, or none. As `submit`; raises ValueError for more than could ever wait."""
         jobs = [Job(work) for work in works]
         self._line.put(jobs)
         if timeout is not None:
@@ -134,10 +134,15 @@ class Engine:
             return self._load(device)
 
     def _replace(self, worker: Worker, error: BaseException) -> None:
-        """A worker died: its jobs hear of it, and another takes its place unless it never came to work."""
+        """A worker died: another takes its place unless it never came to work.
+
+        Its job hears of it; of several nobody knows which was at fault, so each is done again by itself.
+        """
         with self._lock:
-            for job in worker.jobs:
-                job.fail(_death(worker, error))
+            if len(worker.jobs) == 1:
+                worker.jobs[0].fail(_death(worker, error))
+            else:
+                self._line.put_back([job for job in worker.jobs if not job.done()])
             if worker.subjects is None:
                 self._unloadable = error
             else:

@@ -46,6 +46,7 @@ class Job:
         self.id = uuid.uuid4().hex
         self.work = work
         self.submitted = time.monotonic()
+        self.alone = False  # to be done by itself, as a worker died that had it and others
         self.future: Future = Future()
         self._lock = threading.RLock()  # a listener may cancel
         self._listeners: list[Callable[[Progress], Any]] = []

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from subjectgen.engine.errors import EngineClosed, LineFull
 from subjectgen.engine.job import Job
@@ -26,7 +27,8 @@ class WaitingLine:
         self.num_workers = 1
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """All of them, or none. Raises LineFull or EngineClosed."""
+        """All of them, or none. Raises LineFull or EngineClosed; ValueError for more than could ever wait."""
+        check_room(len(jobs), self._max_waiting)
         with self._changed:
             if self._closed is not None:
                 raise EngineClosed(str(self._closed))
@@ -34,6 +36,14 @@ class WaitingLine:
             if num_waiting + len(jobs) > self._max_waiting:
                 raise LineFull(num_waiting, self._max_waiting, self._wait_seconds(num_waiting))
             self._jobs += jobs
+            self._changed.notify_all()
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Jobs that were taken together and not done: the next ones, but each by itself."""
+        with self._changed:
+            for job in jobs:
+                job.alone = True
+            self._jobs = [*jobs, *self._jobs]
             self._changed.notify_all()
 
     def take(self) -> list[Job]:
@@ -70,20 +80,29 @@ class WaitingLine:
     def _next(self) -> list[Job]:
         """The first job, and those that can be painted with it."""
         jobs = self.waiting()
-        if not jobs or not isinstance(jobs[0].work, Painting):
+        if not jobs or (shared := _shared(jobs[0])) is None:
             return jobs[:1]
         first, *others = jobs
-        shared = jobs[0].work.shared
-        alike = [job for job in others if isinstance(job.work, Painting) and job.work.shared == shared]
-        return [first, *alike][: self._max_batch]
+        return [first, *(job for job in others if _shared(job) == shared)][: self._max_batch]
 
     def _is_worth_leaving(self) -> bool:
         """Whether waiting for more jobs would gain nothing."""
         leaving = self._next()
-        alone = not leaving or not isinstance(leaving[0].work, Painting)
+        alone = not leaving or _shared(leaving[0]) is None
         return self._closed is not None or alone or len(leaving) == self._max_batch
 
     def _seconds_to_gather(self) -> float:
         """Until the first in line has waited long enough for company."""
         waited = time.monotonic() - self._jobs[0].submitted if self._jobs else self._gather_seconds
         return max(0.0, self._gather_seconds - waited)
+
+
+def _shared(job: Job) -> dict[str, Any] | None:
+    """What a picture has in common with those that are painted with it; None for a job that is done by itself."""
+    return job.work.shared if isinstance(job.work, Painting) and not job.alone else None
+
+
+def check_room(num_jobs: int, max_waiting: int) -> None:
+    """Raise ValueError for jobs that an empty line has no room for: whoever waited would wait for ever."""
+    if num_jobs > max_waiting:
+        raise ValueError(f"{num_jobs} jobs at once: expected {max_waiting} at most, as no more may wait. Ask for fewer")

@@ -1,6 +1,7 @@
 """Subjects that many jobs have in common: known by a hash of what they show, encoded once, kept within a budget."""
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -34,10 +35,8 @@ class HashedSubjects:
 
 
 def _hash_of(entries: list[Any]) -> str:
-    digest = hashlib.sha256()
-    for subject in map(Subject.of, entries):
-        digest.update(f"{key_of(*subject.read(alpha=True))} {subject.name}\n".encode())
-    return digest.hexdigest()
+    shown = [(key_of(*subject.read(alpha=True)), subject.name) for subject in map(Subject.of, entries)]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()  # JSON, lest a name is read as more subjects
 
 
 class SubjectCache:

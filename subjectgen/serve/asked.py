@@ -37,7 +37,7 @@ class Asked(BaseModel):
     negative_prompt: Text = ""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
-    stages: Name | list[dict[str, float]] | None = None
+    stages: Name | Annotated[list[dict[str, float]], Field(max_length=100)] | None = None
     guidance_scale: Annotated[float, Field(allow_inf_nan=False, ge=-100, le=100)] | None = None
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 from subjectgen.engine import EngineClosed, EngineState, Job, LineFull, Progress, WorkerDied
 from subjectgen.engine.devices import all_devices
 from subjectgen.engine.facts import ModelFacts
+from subjectgen.engine.line import check_room
 from subjectgen.engine.open import open_engine
 from subjectgen.engine.work import Encoding, Work
 from subjectgen.generate.stages import Number
@@ -20,7 +21,8 @@ from subjectgen.serve.waiting import progress
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by Ray when it is imported
 import ray  # pyright: ignore[reportMissingImports]  (extra)
 from ray import serve  # pyright: ignore[reportMissingImports]  (extra)
-from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]  (extra)
+from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]  (extra)
+from ray.serve.exceptions import RayServeException  # pyright: ignore[reportMissingImports]  (extra)
 
 APP, REPLICA = "subjectgen", "painter"
 SILENCE = 60.0  # seconds from one look at a job to the next, if nothing is told of it
@@ -65,6 +67,7 @@ class RayEngine:
 
     def submit_all(self, works: Sequence[Work], *, timeout: Number | None = None) -> list[Job]:
         """As of `Engine`; but all jobs count that are not done."""
+        check_room(len(works), self._max_waiting)
         jobs = [Job(work) for work in works]
         with self._lock:
             if self._closed:
@@ -110,7 +113,9 @@ class RayEngine:
                     answers.cancel()
                     return
                 _pass_on(job, told)
-        except RayError as error:
+        except RayTaskError as error:  # what runs there raised its cause, which tells less of itself
+            job.fail(error.cause)
+        except (RayError, RayServeException) as error:
             job.fail(WorkerDied(f"the replica that had this job died ({type(error).__name__}): submit it again"))
         except Exception as error:
             job.fail(error)
@@ -123,7 +128,8 @@ def open_on_ray(
 
     Each has a GPU, where the cluster has any. line, options: as of `open_engine`. Raises what loading raises in them.
     """
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(ignore_reinit_error=True, include_dashboard=False, **quiet)  # whoever reaches a dashboard runs code
     serve.start(http_options={"location": "NoServer"})
     gpus = ray.cluster_resources().get("GPU", 0)
     painter = serve.deployment(

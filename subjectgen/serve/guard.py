@@ -49,20 +49,24 @@ class Guard:
         if not self._may_ask(scope["path"], headers):
             no = refusal(401, "expected the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
             return await no(scope, receive, send)
-        if self._key is None and not is_loopback(_host(headers)):
+        if self._key is None and not is_loopback(_host(b"//" + headers.get(b"host", b""))):
             no = "expected a request to 127.0.0.1: others need a server with an API key, SUBJECTGEN_API_KEY"
             return await refusal(421, no)(scope, receive, send)
-        if _length(headers) > self._limits.max_body_bytes:
-            return await refusal(413, self._too_much())(scope, receive, send)
-        return await self._app(scope, self._counted(receive), send)
+        if self._key is None and not is_loopback(_host(headers.get(b"origin", b"//localhost"))):
+            no = "expected no request of a page of others: these need a server with an API key, SUBJECTGEN_API_KEY"
+            return await refusal(403, no)(scope, receive, send)
+        most = self._limits.max_body_bytes if _is_form(headers) else self._limits.max_text_bytes
+        if _length(headers) > most:
+            return await refusal(413, _too_much(most))(scope, receive, send)
+        return await self._app(scope, self._counted(receive, most), send)
 
     def _may_ask(self, path: str, headers: dict[bytes, bytes]) -> bool:
         if self._key is None or path in OPEN_PATHS:
             return True
         return hmac.compare_digest(headers.get(b"authorization", b""), self._key)
 
-    def _counted(self, receive: Any) -> Any:
-        """`receive`, which refuses what is too much or comes too slowly."""
+    def _counted(self, receive: Any, most: int) -> Any:
+        """`receive`, which refuses what is more bytes than that or comes too slowly."""
         received, ends, whole = 0, time.monotonic() + self._limits.body_seconds, False
 
         async def counted() -> Any:
@@ -70,8 +74,8 @@ class Guard:
             message = await (receive() if whole else self._in_time(receive, ends))
             received += len(message.get("body", b""))
             whole = whole or not message.get("more_body", False)
-            if received > self._limits.max_body_bytes:
-                raise HTTPException(413, self._too_much())
+            if received > most:
+                raise HTTPException(413, _too_much(most))
             return message
 
         return counted
@@ -82,14 +86,20 @@ class Guard:
         except asyncio.TimeoutError as error:
             raise HTTPException(408, f"the body did not come within {self._limits.body_seconds:g} s") from error
 
-    def _too_much(self) -> str:
-        return f"the body is larger than {self._limits.max_body_bytes} bytes: expected less. Send smaller images"
+
+def _too_much(most: int) -> str:
+    return f"the body is larger than {most} bytes: expected less. Send smaller images"
 
 
-def _host(headers: dict[bytes, bytes]) -> str:
-    """As the client calls this server: a page of another's, in a browser here, could use a name of its own."""
+def _is_form(headers: dict[bytes, bytes]) -> bool:
+    """Whether it may hold images: only such a body may be large, for others are read in one go."""
+    return headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
+
+
+def _host(address: bytes) -> str:
+    """As the client calls this server, or a page asks for it: those of others in a browser here have other names."""
     try:
-        return urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname or ""
+        return urlsplit(address.decode("latin-1")).hostname or ""
     except ValueError:
         return ""
 

@@ -61,7 +61,7 @@ def router(service: Any) -> APIRouter:
             raise RequestValidationError(error.errors()) from error
         if not images:
             raise ValueError("no image: expected one or more files called 'image' or 'image[]'")
-        pictures = await read_pictures(images, service.facts, service.limits.max_reference_pixels)
+        pictures = await read_pictures(images, service.facts, service.limits)
         return await answer(request, asked, pictures, "image_edit")
 
     async def answer(request: Request, asked: Asked, pictures: list[Image.Image], kind: str) -> Response:

@@ -18,7 +18,7 @@ class Service:
         self.engine = engine
         self.facts = facts
         self.limits = limits
-        self.subjects = SubjectStore(limits.max_subjects)
+        self.subjects = SubjectStore(limits)
         self.metrics = Metrics(engine)
         self.jobs: dict[str, Job] = {}  # those that have not ended
 

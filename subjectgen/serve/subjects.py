@@ -10,16 +10,19 @@ from starlette.exceptions import HTTPException
 
 from subjectgen.engine import Encoding, HashedSubjects
 from subjectgen.serve.errors import REFUSALS
+from subjectgen.serve.limits import RequestLimits
 from subjectgen.serve.uploads import read_form, read_pictures
 from subjectgen.serve.waiting import results
 from subjectgen.subject import Subject
+
+MAX_NAME = 200  # characters
 
 
 class SubjectStore:
     """What was sent as subjects, by a hash of it; the least recently used are forgotten."""
 
-    def __init__(self, max_subjects: int):
-        self._max_subjects = max_subjects
+    def __init__(self, limits: RequestLimits):
+        self._limits = limits
         self._kept: OrderedDict[str, HashedSubjects] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -27,7 +30,7 @@ class SubjectStore:
         with self._lock:
             self._kept[subjects.key] = subjects
             self._kept.move_to_end(subjects.key)
-            while len(self._kept) > self._max_subjects:
+            while self._is_too_much():
                 self._kept.popitem(last=False)
 
     def get(self, key: str) -> HashedSubjects:
@@ -41,6 +44,10 @@ class SubjectStore:
     def remove(self, key: str) -> None:
         with self._lock:
             self._kept.pop(key, None)
+
+    def _is_too_much(self) -> bool:
+        pixels = sum(entry.image.width * entry.image.height for each in self._kept.values() for entry in each.entries)
+        return len(self._kept) > self._limits.max_subjects or pixels > self._limits.max_subject_pixels
 
 
 class SubjectBody(BaseModel):
@@ -62,7 +69,9 @@ def router(service: Any) -> APIRouter:
         names = fields.pop("name", [None] * len(images))
         if fields or not images or len(names) != len(images):
             raise ValueError("expected one or more files called 'image', and for each a 'name', or none at all")
-        pictures = await read_pictures(images, service.facts, service.limits.max_reference_pixels)
+        if any(len(name or "") > MAX_NAME for name in names):
+            raise ValueError(f"a 'name' is longer than {MAX_NAME} characters: expected a few words")
+        pictures = await read_pictures(images, service.facts, service.limits)
         subjects = HashedSubjects.of([Subject(each, name) for each, name in zip(pictures, names, strict=True)])
         assert isinstance(subjects, HashedSubjects)  # there are images
         job = service.submit([Encoding(subjects=subjects)])

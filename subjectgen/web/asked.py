@@ -13,11 +13,13 @@ from subjectgen.web.dial import chosen_stages
 
 Values = Mapping[str, Any]  # by the names of the fields of `form.py`; text that nobody wrote is None
 PREVIEWS = 8  # while a picture is painted
+MAX_PIXELS, MAX_PROMPT = 2048 * 2048, 8000  # of a picture; characters
 
 
 def paintings_of(values: Values, limits: Limits) -> list[Painting]:
     """One for each seed, from the first on. Raises ValueError or FileNotFoundError for what cannot be painted."""
     width, height = size_of((values["size"] or "").strip() or None, "size")
+    _check_amounts(values, (width or 1) * (height or 1))
     first = Painting(
         prompt=values["prompt"] or "",
         subjects=subjects_of(values),
@@ -31,6 +33,15 @@ def paintings_of(values: Values, limits: Limits) -> list[Painting]:
         preview_every=max(values["steps"] // PREVIEWS, 1),
     )
     return [first.with_seed(first.seed + k) for k in range(values["pictures"])]
+
+
+def _check_amounts(values: Values, num_pixels: int) -> None:
+    """Raise ValueError for more than one visitor of a page that is open to many may ask for."""
+    if num_pixels > MAX_PIXELS:
+        raise ValueError(f"the size {values['size']} has {num_pixels} pixels: expected {MAX_PIXELS} at most.")
+    for name in ("prompt", "negative_prompt"):
+        if (length := len(values[name] or "")) > MAX_PROMPT:
+            raise ValueError(f"the {name.replace('_', ' ')} has {length} characters: expected {MAX_PROMPT} at most.")
 
 
 def subjects_of(values: Values) -> list[Subject] | SubjectEmbeds | None:
@@ -48,3 +59,17 @@ def named_subjects(references: Sequence[tuple[str, str | None]] | None, names: S
     files = [file for file, _ in references or ()]
     pairs = itertools.zip_longest(files, names[: len(files)])
     return [Subject(file, name=(name or "").strip() or None) for file, name in pairs]
+
+
+def names_after(before: Sequence[str], names: Sequence[str | None], files: Sequence[str]) -> list[str]:
+    """What stands in the fields of names once these files are there instead of those before: a name goes with its file.
+
+    As many as there are fields.
+    """
+    left = list(zip(before, names, strict=False))
+    found = []
+    for file in files[: len(names)]:
+        pair = next((pair for pair in left if pair[0] == file), (file, ""))
+        left = [each for each in left if each is not pair]
+        found.append(pair[1] or "")
+    return found + [""] * (len(names) - len(found))

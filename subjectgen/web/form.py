@@ -17,7 +17,7 @@ Fields = dict[str, Component]
 def subject_fields(num_references: int) -> tuple[Fields, list[gr.Textbox]]:
     """References and the prompt; and a name for each reference, hidden until there is one."""
     references = gr.Gallery(
-        label=f"References: drop 1 to {num_references} pictures of your subjects",
+        label=f"References: drop 1 to {num_references}",
         file_types=["image"],
         columns=4,
         fit_columns=False,
@@ -32,7 +32,7 @@ def subject_fields(num_references: int) -> tuple[Fields, list[gr.Textbox]]:
     prompt = gr.Textbox(
         label="Prompt",
         info="Call your subjects image 1, image 2, or by their names. Enter paints, Shift+Enter breaks the line.",
-        placeholder="image 1 on the left, purple stripes behind",
+        placeholder="image 1 on a red ground",
         elem_id="prompt",
     )
     return {"references": references, "prompt": prompt}, names

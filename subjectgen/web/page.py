@@ -11,7 +11,7 @@ from subjectgen.engine import Progress
 from subjectgen.generate.stages import Number
 from subjectgen.references import check_count
 from subjectgen.web import status
-from subjectgen.web.asked import Values, named_subjects, paintings_of
+from subjectgen.web.asked import Values, named_subjects, names_after, paintings_of
 from subjectgen.web.curve import curve_of
 from subjectgen.web.dial import BY_DIAL, chosen_stages, dial_of
 from subjectgen.web.downloads import names_of, save_pictures, save_subject
@@ -65,7 +65,9 @@ class Page:
 
     def _listen_to_references(self, examples: Sequence[gr.Button]) -> None:
         references, prompt = self._fields["references"], self._fields["prompt"]
-        sight: tuple[Any, ...] = (self.look, references, [*self._names, self._results.status])
+        files = gr.State([])
+        given, shown = [references, files, *self._names], [files, self._results.status, *self._names]
+        sight: tuple[Any, ...] = (self.look, given, shown)
         gr.on([references.upload, references.delete, references.change], *sight, **QUIET)
         for button, (names, words) in zip(examples, EXAMPLES, strict=True):
             filled = example_files(names), words
@@ -112,11 +114,14 @@ class Page:
         except REFUSALS as error:
             yield gr.skip(), status.refused(error)
 
-    def look(self, references: Any) -> tuple[Any, ...]:
-        """A field for the name of each reference, and at once what cannot be read of them."""
-        number = len(references or ())
-        fields = [gr.Textbox(visible=k < number) for k in range(len(self._names))]
-        return *fields, self._first_sight(references)
+    def look(self, references: Any, before: list[str], *names: str | None) -> tuple[Any, ...]:
+        """The files that are there; at once what cannot be read of them; and a field for the name of each."""
+        files = [file for file, _ in references or ()]
+        fields = [gr.Textbox(visible=k < len(files)) for k in range(len(names))]
+        for k, name in enumerate(names_after(before, names, files)):
+            if name != (names[k] or ""):  # else it is left as it is, for somebody may be writing there
+                fields[k] = gr.Textbox(name, visible=k < len(files))
+        return files, self._first_sight(references), *fields
 
     def choose(self, choice: str, dial: Number) -> tuple[Any, str]:
         """A preset was chosen: the dial goes where the preset is, and the curve is drawn."""

@@ -84,7 +84,7 @@ def trained(folder: Path) -> tuple[SubjectProcessor, InternVLForConditionalGener
     return SubjectProcessor.from_pretrained(folder / "processor"), model
 
 
-def attention_of(device: torch.device) -> AbstractContextManager[None]:
+def attention_of(device: torch.device) -> AbstractContextManager[object]:
     """On CPUs, plain matrix products: for sequences as short as mini's, fused attention goes backward more slowly."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 

@@ -12,18 +12,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from comfyui_server import NAMES, Server, workflow
-from comfyui_workflow import keep, run
+from comfyui_workflow import ask, keep, run
 from playwright.sync_api import Page, sync_playwright
 
 PICTURE = Path(__file__).with_name("comfyui.png")
 UI = Path(__file__).parent.parent / "comfyui_pack" / "example_workflows"
 SHOWN = "one_subject"
-MARGIN, TITLE = 20, 30  # pixels
+MARGIN, TITLE, SCALE = 20, 50, 0.7  # units of the page's canvas, and pixels of each
 MILLISECONDS = 600_000
 ONLY_NODES = """
 * { visibility: hidden !important; }
 #graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important; }
 """
+VIEW = """([scale, x, y]) => {
+  const canvas = app.canvas;
+  canvas.show_info = false;
+  canvas.ds.scale = scale;
+  canvas.ds.offset = [x, y];
+  canvas.setDirty(true, true);
+}"""
 
 
 def main(comfyui: Path) -> None:
@@ -38,16 +45,15 @@ def main(comfyui: Path) -> None:
 def show(page: Page, address: str, graph: dict) -> None:
     """The workflow's nodes and nothing else, after they ran."""
     left, top, right, bottom = bounds(graph)
-    page.set_viewport_size({"width": right - left + 2 * MARGIN, "height": bottom - top + TITLE + 2 * MARGIN})
+    size = right - left + 2 * MARGIN, bottom - top + TITLE + 2 * MARGIN
+    page.set_viewport_size({"width": int(SCALE * size[0]), "height": int(SCALE * size[1])})
     page.set_default_timeout(MILLISECONDS)
     page.goto(address)
     page.wait_for_function("window.app?.graph && window.app.canvas")
     page.evaluate("async graph => { await app.loadGraphData(graph); await app.queuePrompt(0); }", graph)
-    page.wait_for_function("async () => (await (await fetch('/history')).text()).includes('execution_success')")
-    page.evaluate(
-        "([x, y]) => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [x, y]; app.canvas.setDirty(true, true); }",
-        [MARGIN - left, MARGIN + TITLE - top],
-    )
+    while not json.loads(ask(f"{address}/history")):
+        page.wait_for_timeout(500)
+    page.evaluate(VIEW, [SCALE, MARGIN - left, MARGIN + TITLE - top])
     page.add_style_tag(content=ONLY_NODES)
     page.wait_for_timeout(3000)  # until it is drawn
     page.screenshot(path=PICTURE)

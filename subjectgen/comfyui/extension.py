@@ -13,13 +13,11 @@ NODES: list[type[io.ComfyNode]] = [Load, EncodeSubjects, SaveSubjects, LoadSubje
 
 
 class SubjectgenExtension(ComfyExtension):
-    async def on_load(self) -> None:
-        add_folders()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    """ComfyUI calls this once, at its start."""
+    """ComfyUI calls this once, at its start. Older ones call no `on_load`, and schemas need the folders."""
+    add_folders()
     return SubjectgenExtension()

@@ -15,7 +15,7 @@ import subjectgen
 from subjectgen.serve.limits import RequestLimits
 
 schemathesis = pytest.importorskip("schemathesis", reason="there is none for Python 3.10")
-from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
+from hypothesis import HealthCheck, Phase, given, reject, settings, strategies  # noqa: E402
 from schemathesis.checks import not_a_server_error  # noqa: E402
 from schemathesis.generation import GenerationMode  # noqa: E402
 from schemathesis.specs.openapi import checks  # noqa: E402
@@ -71,7 +71,7 @@ def answered(operation, mode, number):
     told, session = Counter(), requests.Session()
 
     @settings(max_examples=number, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=ALL)
-    @given(case=operation.as_strategy(generation_mode=mode))
+    @given(case=cases(operation, mode))
     def check(case):
         answer = case.call_and_validate(checks=AS_DESCRIBED, session=session)
         assert not any(each in answer.text for each in TELLTALES)
@@ -80,6 +80,15 @@ def answered(operation, mode, number):
     with session:
         check()
     return told
+
+
+@strategies.composite
+def cases(draw, operation, mode):
+    try:
+        return draw(operation.as_strategy(generation_mode=mode))
+    except ValueError as error:  # of a thousand bodies schemathesis makes one that it cannot compare with others
+        assert "Unsupported type: 'Binary'" in str(error)
+        reject()
 
 
 def kept():

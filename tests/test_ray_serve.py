@@ -29,7 +29,7 @@ def cluster(tmp_path_factory):
     from subjectgen.serve.cluster import open_on_ray
 
     tiny_pipeline().save_pretrained(model := tmp_path_factory.mktemp("model"))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     engine, facts = open_on_ray(str(model), {"max_batch": 2, "max_waiting": 32}, (1, 2))
     server = uvicorn.Server(uvicorn.Config(create_app(engine, facts), port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)

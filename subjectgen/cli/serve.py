@@ -1,5 +1,6 @@
 """subjectgen serve: an HTTP server that the clients of OpenAI's image API understand."""
 
+import logging
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,7 @@ def serve(
     from subjectgen.serve.limits import RequestLimits
 
     check_address(host, api_key)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else each broken body is a line of the log
     line = {"max_batch": max_batch, "max_waiting": max_waiting}
     options = {
         "adapter": adapter,

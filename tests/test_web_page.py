@@ -218,7 +218,7 @@ def close(gate):
 def seen(element):
     """Where it is on the screen."""
     playwright.expect(element).to_be_visible()
-    return element.bounding_box()
+    return element.bounding_box() or seen(element)  # it was drawn anew meanwhile
 
 
 def assert_same_picture(one, other):

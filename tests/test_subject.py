@@ -22,7 +22,7 @@ def limits(shape="square", size=32, alpha=False):
     return Limits(
         image_size=64, pixels_per_latent=8, pixels_per_token=16, size_multiple=16, latent_channels=4,
         reference_size=size, reference_shape=shape, reads_alpha=alpha, max_references=3, num_inference_steps=4,
-        guidance_scale=1.0, stages="free",
+        guidance_scale=1.0, negative="empty_text", stages="free",
     )  # fmt: skip
 
 

@@ -47,8 +47,8 @@ class Typical:
         side = self.settings["reference_size"] // per_token
         subject = SubjectCount.of(self.networks["mllm"], [(side, side)] * references, per_token)
         stages = resolve_stages(self.settings["stages"])
-        away = {"negative": self.settings["negative"]} if "negative" in self.settings else {}
-        guidance = Guidance(scale=self.settings["guidance_scale"], **away)
+        away_from = self.settings.get("negative", "empty_text")
+        guidance = Guidance(scale=self.settings["guidance_scale"], negative=away_from)
         prompt, negative = (TextCount(words=words, subject=subject) for words in (WORDS, 0))
         return Workload(
             pictures=1,

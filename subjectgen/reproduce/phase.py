@@ -1,6 +1,5 @@
 """A phase of a row's training: the method of `train/subject.py`, with what the rows of the tables vary."""
 
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from subjectgen.data.batches import batch_of, generator_of
 from subjectgen.data.render import Renderer
@@ -25,6 +23,7 @@ from subjectgen.models.vae import pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reproduce.configuration import Configuration, Network, Part, Sampling
 from subjectgen.reproduce.readings import Reading, Readings
+from subjectgen.train.attention import attention_of
 from subjectgen.train.dropout import kept
 from subjectgen.train.subject import (
     DRAWS,
@@ -225,11 +224,6 @@ class RowPhase(SubjectPhase):
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
-
-
-def attention_of(device: torch.device) -> AbstractContextManager:
-    """The kernels of attention while training: on a CPU the fused one is slow backwards where sequences are short."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def new_transformer(network: Network, latent_channels: int) -> FluxTransformer2DModel:

@@ -1,11 +1,9 @@
 """mini's MLLM: a tiny InternVL with its tokenizer and processor, untrained or as an earlier phase has left it."""
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
@@ -82,11 +80,6 @@ def trained(folder: Path) -> tuple[SubjectProcessor, InternVLForConditionalGener
     """What an earlier training has exported, or a pipeline's folder holds."""
     model = InternVLForConditionalGeneration.from_pretrained(folder / "mllm", dtype=torch.float32)
     return SubjectProcessor.from_pretrained(folder / "processor"), model
-
-
-def attention_of(device: torch.device) -> AbstractContextManager[object]:
-    """On CPUs, plain matrix products: for sequences as short as mini's, fused attention goes backward more slowly."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def export(model: InternVLForConditionalGeneration, processor: SubjectProcessor, folder: Path) -> None:

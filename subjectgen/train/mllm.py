@@ -18,7 +18,8 @@ from subjectgen.data.talks import Talk, judgement_talk, plan_talk, question_talk
 from subjectgen.data.world import SIDE, random_count
 from subjectgen.evaluate.sheet import picture_grid
 from subjectgen.models.mllm.internvl import InternVLReader
-from subjectgen.train.mini_mllm import attention_of, export, trained
+from subjectgen.train.attention import attention_of
+from subjectgen.train.mini_mllm import export, trained
 
 SHARE_OF_JUDGEMENTS = 0.3  # of batches: pictures to be compared with what was asked for
 JUDGEMENTS = 4  # for each plan that a batch would have: they are short, and each teaches one word

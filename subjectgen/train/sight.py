@@ -17,7 +17,8 @@ from subjectgen.data.rough import roughened
 from subjectgen.data.sightings import POSES_SEEN, Sighting, sighting
 from subjectgen.data.world import COLOURS, PATTERNS, SIDE
 from subjectgen.evaluate.sheet import picture_grid
-from subjectgen.train.mini_mllm import attention_of, export, trained, untrained
+from subjectgen.train.attention import attention_of
+from subjectgen.train.mini_mllm import export, trained, untrained
 
 Loss = Callable[[Tensor, Sequence[Sighting]], Tensor]
 SHARE_ALONE = 0.4  # of the views

@@ -213,3 +213,13 @@ def _saved(image: Image.Image, folder: Path) -> Path:
         with whole_file(file) as temporary:
             image.save(temporary, format="PNG")
     return file
+
+
+def check_phase(phase: str, phases: Sequence[str], shard: Shard) -> None:
+    """Raise ValueError for an unknown phase, or one that cannot be shared between shards."""
+    if phase not in phases:
+        raise ValueError(f"--phase '{phase}' is no phase: expected {', '.join(phases)}.")
+    if shard.count > 1 and phase != "paint":
+        raise ValueError(
+            f"--shard with --phase {phase}: expected --phase paint; then --phase score for all shards at once."
+        )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from subjectgen.evaluate.cases import Painting, Shard, paintings_of, write_cases
+from subjectgen.evaluate.cases import Painting, Shard, check_phase, paintings_of, write_cases
 from subjectgen.evaluate.generation import PICTURES, REMEDY
 from subjectgen.evaluate.plan_scores import decision_scores, read_scores
 from subjectgen.evaluate.plots import check_plots
@@ -46,12 +46,7 @@ class Order:
     command: str = ""  # that was given, for the report
 
     def __post_init__(self):
-        if self.phase not in PHASES:
-            raise ValueError(f"--phase '{self.phase}' is no phase: expected {', '.join(PHASES)}.")
-        if self.shard.count > 1 and self.phase != "paint":
-            raise ValueError(
-                f"--shard with --phase {self.phase}: expected --phase paint; then --phase score for all shards at once."
-            )
+        check_phase(self.phase, PHASES, self.shard)
 
 
 def evaluate(benchmark: ReasoningBenchmark, out: Path, order: Order, open_pipe: Callable[[], SubjectPipeline]) -> Means:

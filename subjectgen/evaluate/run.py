@@ -11,6 +11,7 @@ from subjectgen.evaluate.cases import (
     Painting,
     Shard,
     cases_hash,
+    check_phase,
     figure_of,
     paintings_of,
     pictures_found,
@@ -60,12 +61,7 @@ class Order:
     command: str = ""  # that was given, for the report
 
     def __post_init__(self):
-        if self.phase not in PHASES:
-            raise ValueError(f"--phase '{self.phase}' is no phase: expected {', '.join(PHASES)}.")
-        if self.shard.count > 1 and self.phase != "paint":
-            raise ValueError(
-                f"--shard with --phase {self.phase}: expected --phase paint; then --phase score for all shards at once."
-            )
+        check_phase(self.phase, PHASES, self.shard)
         if self.images is not None and self.phase in ("cases", "paint"):
             raise ValueError(
                 f"--images with --phase {self.phase}: expected --phase score, as they are painted already."

@@ -356,7 +356,7 @@ class TestReason:
             (("generate",), ("--prompt", "--plan")),
             (("generate", "--plan", "none.json"), ("none.json", "subjectgen reason")),
             (("generate", "--plan", "broken.json"), ("broken.json", "no JSON")),
-            (("generate", "--plan", "old.json"), ("old.json", "subjectgen.Plan/0", "subjectgen.Plan/1")),
+            (("generate", "--plan", "old.json"), ("old.json", "subjectgen.Plan/0", "subjectgen.Plan/2")),
             (("generate", "--plan", "old.json", "--prompt", "p"), ("--plan", "--prompt")),
             (("generate", "--plan", "old.json", "--reasoning"), ("--plan", "--reasoning")),
         ],

@@ -52,8 +52,10 @@ pose     image 2 upside down
 changes  ground, pose
 keeps    shape, colours
 prompt   small image 2 upside down in the top left; teal dots"""
+# sha256 of the five decisions, a line each, and of the prompt, by sha256sum: the first 16 digits
+DECISIONS, PROMPT = "db8eda695634f7de", "30d3dbc2d8b816a9"
 DICT = {
-    "format": "subjectgen.Plan/1",
+    "format": "subjectgen.Plan/2",
     "subjects": [
         {"name": "lady beetle", "colours": ["red", "black"], "box": [12, 20, 80, 90], "pose": "upright",
          "ground": "white plain", "details": "", "text": ""},
@@ -67,6 +69,7 @@ DICT = {
     "keeps": "shape, colours",
     "prompt": "small image 2 upside down in the top left; teal dots",
     "asked": ASKED,
+    "written": {"decisions": DECISIONS, "prompt": PROMPT},
 }  # fmt: skip
 
 
@@ -118,7 +121,7 @@ def test_images_are_neither_compared_nor_printed_nor_written():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": "subjectgen.Plan/0"}, r"Plan/0.*expected 'subjectgen.Plan/1'.*pipe.reason"),
+        ({"format": "subjectgen.Plan/0"}, r"Plan/0.*expected 'subjectgen.Plan/2'.*pipe.reason"),
         ({"format": None}, "None"),
         ({"sceen": "x"}, r"unknown \['sceen'\]"),
         ({"subjects": 3}, "subjects=3"),
@@ -133,11 +136,22 @@ def test_images_are_neither_compared_nor_printed_nor_written():
         ({"scene": None}, "scene=None"),
         ({"prompt": "  "}, "prompt is empty"),
         ({"prompt": "Image 0"}, "Image 0"),
+        ({"scene": "red"}, "scene or view or .*teal dots.*Change the prompt as well"),
+        ({"written": None}, "written=None"),
+        ({"written": {"prompt": PROMPT}}, "written="),
     ],
 )
 def test_bad_dicts(change, words):
     with pytest.raises(ValueError, match=words):
         Plan.from_dict({**DICT, **change})
+
+
+def test_edited_json_with_its_prompt_or_the_prompt_alone():
+    edited = Plan.from_dict({**DICT, "scene": "red", "prompt": "small image 2 on red"})
+    assert (edited.scene, edited.prompt) == ("red", "small image 2 on red")
+    assert Plan.from_dict({**DICT, "prompt": "image 1"}).prompt == "image 1"
+    with pytest.raises(ValueError, match="contradict itself"):  # an edited plan is written as what it is now
+        Plan.from_dict({**edited.to_dict(), "view": "from above"})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '"plan"'])
@@ -167,7 +181,7 @@ class TestEdits:
             PLAN.replace_subject(number, name="cup")
 
     def test_decisions_that_contradict_the_prompt(self):
-        with pytest.raises(ValueError, match=r"scene, view is changed.*teal dots.*prompt=\.\.\."):
+        with pytest.raises(ValueError, match=r"scene, view is changed.*teal dots.*Change the prompt as well"):
             PLAN.replace(view="from above", scene="red")
         assert PLAN.replace(scene="teal dotted") == PLAN
 

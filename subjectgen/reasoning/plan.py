@@ -1,5 +1,6 @@
 """What an MLLM decides before anything is painted: read it, edit it, keep it as JSON, paint it with `pipe(plan)`."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -8,7 +9,7 @@ from typing import Any
 from subjectgen.binding import bind
 from subjectgen.embeds import SubjectEmbeds
 
-FORMAT = "subjectgen.Plan/1"
+FORMAT = "subjectgen.Plan/2"
 DECISIONS = ("scene", "view", "pose", "changes", "keeps")  # what the prompt says in one sentence
 Box = tuple[int, int, int, int]  # left, top, right, bottom in percent of the sides
 
@@ -83,10 +84,7 @@ class Plan:
         """
         decided = sorted(name for name in DECISIONS if changes.get(name, getattr(self, name)) != getattr(self, name))
         if decided and changes.get("prompt", self.prompt) == self.prompt:
-            raise ValueError(
-                f"{', '.join(decided)} is changed and the prompt still says {self.prompt!r}, which is what is "
-                "painted: expected a plan that does not contradict itself. Give prompt=... as well."
-            )
+            raise _contradiction(", ".join(decided), self.prompt)
         if "subject_images" in changes:
             changes = {"embeds": None, **changes}
         return replace(self, **changes)
@@ -102,7 +100,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, without images."""
         values = {name: getattr(self, name) for name in _written_fields()}
-        return {"format": FORMAT, **values, "subjects": [_subject_dict(each) for each in self.subjects]}
+        subjects = [_subject_dict(each) for each in self.subjects]
+        return {"format": FORMAT, **values, "subjects": subjects, "written": _digests(values)}
 
     @classmethod
     def from_dict(cls, values: Any) -> "Plan":
@@ -111,10 +110,11 @@ class Plan:
         if given != FORMAT:
             raise ValueError(f"a plan of format {given!r}: expected {FORMAT!r}. Make it again with pipe.reason().")
         values = {name: value for name, value in values.items() if name != "format"}
-        _check_names("a plan", values, _written_fields())
-        subjects = tuple(map(_subject_of, _list("subjects", values.pop("subjects"))))
+        _check_names("a plan", values, (*_written_fields(), "written"))
+        subjects, written = values.pop("subjects"), values.pop("written")
         _check_words(values)
-        return cls(subjects=subjects, **values)
+        _check_edits(values, written)
+        return cls(subjects=tuple(map(_subject_of, _list("subjects", subjects))), **values)
 
     def to_json(self) -> str:
         """As text for a file; without images."""
@@ -131,6 +131,28 @@ class Plan:
 
 def _written_fields() -> tuple[str, ...]:
     return tuple(each.name for each in fields(Plan) if each.compare)
+
+
+def _digests(values: Mapping[str, Any]) -> dict[str, str]:
+    """Of the decisions, and of the prompt that is their sum: which of them was edited since they were written."""
+    decisions = "\n".join(values[name] for name in DECISIONS)
+    parts = {"decisions": decisions, "prompt": values["prompt"]}
+    return {name: hashlib.sha256(part.encode()).hexdigest()[:16] for name, part in parts.items()}
+
+
+def _check_edits(values: Mapping[str, Any], written: Any) -> None:
+    now = _digests(values)
+    if not isinstance(written, dict) or set(written) != set(now):
+        raise ValueError(f"written={written!r}: expected what Plan.to_dict() gave, unedited")
+    if now["decisions"] != written["decisions"] and now["prompt"] == written["prompt"]:
+        raise _contradiction(" or ".join(DECISIONS), values["prompt"])
+
+
+def _contradiction(changed: str, prompt: str) -> ValueError:
+    return ValueError(
+        f"{changed} is changed and the prompt still says {prompt!r}, which is what is painted: expected a plan that does "
+        "not contradict itself. Change the prompt as well."
+    )
 
 
 def _subject_dict(subject: PlannedSubject) -> dict[str, Any]:

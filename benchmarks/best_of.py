@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from subjectgen.evaluate.emoji import EmojiBenchmark, EmojiCase
 from subjectgen.evaluate.intervals import RESAMPLED, Mean, mean_with_interval
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reasoning.judges import Judge, MllmJudge
+from subjectgen.reasoning.tower_judge import TowerJudge
 
 FIGURES = ("identity", "obedience")  # of `subjectgen evaluate emoji`
 BOTH = "both"  # their mean
@@ -28,13 +29,17 @@ Scores = Mapping[str, float]
 def main(
     num_prompts: Annotated[int, typer.Option(min=1, help="Of unseen subjects.")] = 60,
     candidates: Annotated[int, typer.Option(min=2, help="Of each prompt.")] = 4,
+    judge: Annotated[
+        Literal["mllm", "tower"], typer.Option(help="What the MLLM says, or what its tower sees.")
+    ] = "mllm",
     cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
 ) -> None:
     """Print a row for each way to choose, and what it gains over the first; 95 % intervals over subjects."""
     pipe = subjectgen.load("mini")
     pipe.set_progress_bar_config(disable=True)
-    rows = compare(pipe, EmojiBenchmark(num_prompts, cutouts), MllmJudge(pipe), candidates)
-    table = Table(title=f"{num_prompts} prompts, unseen subjects, {candidates} candidates each")
+    judges = {"mllm": MllmJudge, "tower": TowerJudge}
+    rows = compare(pipe, EmojiBenchmark(num_prompts, cutouts), judges[judge](pipe), candidates)
+    table = Table(title=f"{num_prompts} prompts, unseen subjects, {candidates} candidates each, judge: {judge}")
     for heading in ("", *(f"{name} %" for name in (*FIGURES, BOTH))):
         table.add_column(heading, justify="right")
     for way, row in rows.items():

@@ -19,6 +19,7 @@ from subjectgen.reasoning.clip_dino import ClipDinoJudge
 from subjectgen.reasoning.judges import MllmJudge, Score
 from subjectgen.reasoning.plan import Plan, PlanError, PlannedSubject
 from subjectgen.reasoning.reflect import Round
+from subjectgen.reasoning.tower_judge import TowerJudge
 from subjectgen.subject import Subject
 from subjectgen.weights import WeightsError
 
@@ -47,6 +48,7 @@ __all__ = [
     "SubjectPipeline",
     "SubjectPipelineOutput",
     "SubjectProcessor",
+    "TowerJudge",
     "WeightsError",
     "load",
 ]

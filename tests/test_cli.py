@@ -22,7 +22,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import subjectgen
-from subjectgen import Plan, PlanError, PlannedSubject, Round, Score, Subject, SubjectPipeline
+from subjectgen import Plan, PlanError, PlannedSubject, Round, Score, Subject, SubjectPipeline, TowerJudge
 from subjectgen.binding import bind
 from subjectgen.cli import app
 from subjectgen.cli.compare import CELL
@@ -330,6 +330,13 @@ class TestReason:
         run("generate", "--prompt", "p", "--seed", "12", "--out", "b.png")
         with Image.open("a-2.png") as kept, Image.open("b.png") as alone:
             assert kept.tobytes() == alone.tobytes() and "best_of" not in alone.text
+
+    def test_what_the_tower_finds_best(self, painter: Painter):
+        run("generate", "--prompt", "p", "--best-of", "2", "--judge", "tower")
+        run("generate", "--prompt", "p", "--best-of", "2", "--out", "b.png")
+        assert isinstance(painter.calls[0].judge, TowerJudge) and painter.calls[1].judge is None
+        with Image.open("out.png") as tower, Image.open("b.png") as mllm:
+            assert (tower.text["judge"], mllm.text["judge"]) == ("tower", "mllm")
 
     def test_reflection(self, painter: Painter):
         output = run("generate", "--prompt", "p", "--reflect", "1", "--num-images", "2", "--seed", "7")

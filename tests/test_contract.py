@@ -33,6 +33,7 @@ PUBLIC = {
     "SubjectPipeline",
     "SubjectPipelineOutput",
     "SubjectProcessor",
+    "TowerJudge",
     "WeightsError",
     "load",
 }

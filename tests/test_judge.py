@@ -15,7 +15,7 @@ from tiny_qwen import SYSTEM_AND_USER, reasoning_qwen_pipeline
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from subjectgen import ClipDinoJudge, MllmJudge, Score, Subject
+from subjectgen import ClipDinoJudge, MllmJudge, Score, Subject, TowerJudge
 from subjectgen.checkpoints import Checkpoint
 from subjectgen.masks import read_mask
 from subjectgen.models.mllm.internvl import InternVLReader
@@ -271,6 +271,49 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def judge(folders):
     return ClipDinoJudge.from_pretrained(**folders)
+
+
+class TestTowerJudge:
+    """Against what transformers says of the images alone."""
+
+    @staticmethod
+    def view(pipe, image):
+        if hasattr(pipe.processor, "vision_start_token"):
+            resized = image.resize({(30, 60): (32, 96)}.get(image.size, (64, 64)), Image.Resampling.LANCZOS)
+            inputs = dict(pipe.processor.image_processor([resized], return_tensors="pt"))
+        else:
+            inputs = pipe.processor.image_processor([on_square(image)], crop_to_patches=False, return_tensors="pt")
+            inputs = {"pixel_values": inputs["pixel_values"]}
+        with torch.no_grad():
+            return pipe.mllm.get_image_features(**inputs).pooler_output[0].mean(0)
+
+    def test_subject_is_the_mean_cosine_of_mean_tokens(self, pipe):
+        painted, red, tall = (self.view(pipe, image) for image in (PAINTED, RED, TALL))
+        scores = TowerJudge(pipe)([PAINTED, RED], "image 1 on teal", [RED, TALL])
+        expected = [
+            sum(max(float(F.cosine_similarity(a, b, dim=0)), 0.0) for b in (red, tall)) / 2 for a in (painted, red)
+        ]
+        assert [score.subject for score in scores] == pytest.approx(expected, abs=1e-5)
+        assert scores[0].subject != pytest.approx(scores[1].subject, abs=1e-4)
+        assert [score.prompt for score in scores] == [None, None]
+
+    def test_it_chooses_without_a_plan(self, pipe):
+        """The candidate that is kept is the one it finds nearest, and nobody had to reason."""
+        out = pipe(
+            "image 1 on teal", RED, best_of=3, judge=TowerJudge(pipe), generator=torch.Generator().manual_seed(3)
+        )
+        (scores,) = out.scores
+        assert out.plans is None and out.kept == [max(range(3), key=lambda k: scores[k].subject)]
+        assert TowerJudge(pipe)(out.images, "", [RED])[0].subject == pytest.approx(
+            scores[out.kept[0]].subject, abs=1e-5
+        )
+
+    @pytest.mark.parametrize(
+        ("references", "words"), [(None, "encoded before: expected images"), ([], "there are none")]
+    )
+    def test_nothing_to_compare_with(self, pipe, references, words):
+        with pytest.raises(ValueError, match=words):
+            TowerJudge(pipe)([PAINTED], "red", references)
 
 
 class TestClipDinoJudge:

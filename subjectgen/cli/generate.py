@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,8 @@ from subjectgen.extras import installed_version
 if TYPE_CHECKING:
     from subjectgen.output import SubjectPipelineOutput
     from subjectgen.reasoning.plan import Plan
+
+JudgeName = Literal["mllm", "tower"]
 
 
 def generate(
@@ -54,9 +56,11 @@ def generate(
     plan: Annotated[
         Path | None, typer.Option(help="Paint this plan of `subjectgen reason` in place of --prompt.")
     ] = None,
-    best_of: Annotated[
-        int, typer.Option(min=1, help="Candidates for each picture, of which the MLLM keeps the best; plans first.")
-    ] = 1,
+    best_of: Annotated[int, typer.Option(min=1, help="Candidates for each picture, of which the best is kept.")] = 1,
+    judge: Annotated[
+        JudgeName,
+        typer.Option(help="With --best-of. mllm: it plans first, then answers; tower: it compares what it sees."),
+    ] = "mllm",
     reflect: Annotated[
         int, typer.Option(min=0, help="Paint again, at most so often, what departs from its plan; plans first.")
     ] = 0,
@@ -71,6 +75,7 @@ def generate(
 ) -> None:
     """Paint your subject in the scene you describe."""
     from subjectgen.png import save_picture
+    from subjectgen.reasoning.tower_judge import TowerJudge
 
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
@@ -88,6 +93,7 @@ def generate(
             stages=stages,
             reasoning=reasoning,
             best_of=best_of,
+            judge=TowerJudge(pipe) if judge == "tower" else None,
             reflect=reflect,
             generator=generators(seeds),
             num_images_per_prompt=num_images,
@@ -96,7 +102,7 @@ def generate(
     recipe = _recipe(pipe, subject or [], steps, stages, model) | _words(asked, painted.plans)
     cut_out = {"names": name, "boxes": box, "masks": [Path(file).name for file in mask or ()]}
     recipe |= {key: json.dumps(given) for key, given in cut_out.items() if given}
-    recipe |= {"best_of": str(best_of)} if best_of > 1 else {}
+    recipe |= {"best_of": str(best_of), "judge": judge} if best_of > 1 else {}
     recipe |= {"reflect": str(reflect)} if reflect else {}
     if painted.plans is not None and plan is None:
         typer.echo(str(painted.plans[0]))

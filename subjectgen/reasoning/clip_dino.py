@@ -7,7 +7,7 @@ import torch
 
 from subjectgen.checkpoints import Checkpoint
 from subjectgen.likeness import CLIP, DINOV2, Clip, Dino
-from subjectgen.reasoning.judges import Pictures, Score
+from subjectgen.reasoning.judges import Pictures, Score, shown
 from subjectgen.reasoning.plan import Plan
 
 
@@ -30,11 +30,7 @@ class ClipDinoJudge:
         return cls(Dino.from_pretrained(device, dino), Clip.from_pretrained(device, clip))
 
     def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
-        if references is None:
-            raise ValueError(
-                "ClipDinoJudge compares with pictures of the subjects, and these were encoded before: expected images. "
-                "Give them in place of SubjectEmbeds, or judge with the MLLM."
-            )
+        references = shown(references, "ClipDinoJudge")
         obeyed = self._clip(pictures, in_names(asked)).clamp(min=0).tolist()
         kept = self._likeness(pictures, references) if references else [None] * len(pictures)
         return [Score(subject=subject, prompt=prompt) for subject, prompt in zip(kept, obeyed, strict=True)]

@@ -51,6 +51,16 @@ class Score:
 Judge = Callable[[Pictures, Plan | str, Pictures | None], Sequence[Score]]
 
 
+def shown(references: Pictures | None, judge: str) -> Pictures:
+    """The references, for a judge that compares with them. Raises ValueError where they are no pictures."""
+    if references is None:
+        raise ValueError(
+            f"{judge} compares with pictures of the subjects, and these were encoded before: expected images. "
+            "Give them in place of SubjectEmbeds, or judge with the MLLM."
+        )
+    return references
+
+
 class MllmJudge:
     """The MLLM of a pipeline looks at pictures behind the references of their plan, and answers questions with yes.
 

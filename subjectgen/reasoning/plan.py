@@ -150,8 +150,8 @@ def _check_edits(values: Mapping[str, Any], written: Any) -> None:
 
 def _contradiction(changed: str, prompt: str) -> ValueError:
     return ValueError(
-        f"{changed} is changed and the prompt still says {prompt!r}, which is what is painted: expected a plan that does "
-        "not contradict itself. Change the prompt as well."
+        f"{changed} is changed and the prompt still says {prompt!r}, which is what is painted: expected a plan that "
+        "does not contradict itself. Change the prompt as well."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from subjectgen.masks import Mask, seen_tokens
@@ -42,6 +42,11 @@ class InternVLReader(MllmReader):
         """Rows and columns of a picture's tokens."""
         side = math.isqrt(self.processor.image_seq_length)
         return side, side
+
+    @property
+    def projector(self) -> nn.Module:
+        """What hands image tokens over to the language model: [images, tokens, width]."""
+        return self.mllm.model.multi_modal_projector
 
     @torch.no_grad()
     def read_references(

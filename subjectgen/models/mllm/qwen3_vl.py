@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from subjectgen.images import on_white
@@ -33,6 +33,11 @@ class Qwen3VLReader(MllmReader):
 
     num_layers = 1  # hidden states per token that are kept: those of the last layer
     max_prompt_tokens = 2048
+
+    @property
+    def projector(self) -> nn.Module:
+        """What hands image tokens over to the language model: [tokens, width]."""
+        return self.mllm.model.visual.merger
 
     @torch.no_grad()
     def read_references(

@@ -1,0 +1,58 @@
+"""A judge that asks nothing: what the vision tower of the MLLM makes of pictures is compared with the references."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from subjectgen.reasoning.judges import Pictures, Score, shown
+from subjectgen.reasoning.plan import Plan
+from subjectgen.references import read_images
+
+if TYPE_CHECKING:
+    from subjectgen.pipeline import SubjectPipeline
+
+
+class TowerJudge:
+    """Cosines between the vision tower's views of a picture and of its references, negative ones as 0.
+
+    A view is the mean of an image's tokens as the language model receives them. `subject`: the mean over the
+    references; `prompt` is left unjudged. For MLLMs that see better than they answer: no question is asked and no plan
+    is needed. Raises ValueError without references, and where these were encoded before, without pictures.
+    """
+
+    def __init__(self, pipe: "SubjectPipeline"):
+        self._pipe = pipe
+
+    def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
+        if not (references := shown(references, "TowerJudge")):
+            raise ValueError("TowerJudge compares with references, and there are none: expected subject_images.")
+        painted, seen = self._views(pictures), self._views(references)
+        alike = F.cosine_similarity(painted[:, None], seen[None], dim=-1).clamp(min=0).mean(1)
+        return [Score(subject=each) for each in alike.tolist()]
+
+    @torch.no_grad()
+    def _views(self, images: Pictures) -> Float[Tensor, "images width"]:
+        """Each image is read by itself, by the MLLM's own forward: offloading brings no other part of it."""
+        reader, _ = self._pipe.adapters()
+        views = []
+        for image in read_images(images, self._pipe.limits).images:
+            with output_of(reader.projector) as tokens:
+                reader.read_references([image])
+            views.append(tokens[0].float().flatten(0, -2).mean(0))
+        return torch.stack(views)
+
+
+@contextmanager
+def output_of(module: nn.Module) -> Iterator[Sequence[Tensor]]:
+    """Collects what a module returns."""
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()

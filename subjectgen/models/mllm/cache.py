@@ -1,14 +1,19 @@
 """What a causal MLLM keeps of the tokens it has read, and what it tells of its last layer."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from subjectgen.types import ReferencePrefix
+
+# How an MLLM's forward calls its cache: transformers before 5.24 knows "past_key_values" alone, 5.40 will not.
+IN_FORWARD = inspect.signature(InternVLForConditionalGeneration.forward).parameters
+CACHE = "cache" if "cache" in IN_FORWARD else "past_key_values"
 
 
 def kept_in(cache: DynamicCache) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, InternVLForConditionalGeneration
 
 from subjectgen.masks import Mask, seen_tokens
-from subjectgen.models.mllm.cache import cache_of, joined, kept_in, last_layer_output
+from subjectgen.models.mllm.cache import CACHE, cache_of, joined, kept_in, last_layer_output
 from subjectgen.models.mllm.reader import MllmReader
 from subjectgen.models.mllm.template import Frame, TokenLayout, cut, probed, prompt_tokens
 from subjectgen.types import HiddenStates, ReferencePrefix
@@ -102,10 +102,10 @@ class InternVLReader(MllmReader):
                 input_ids=input_ids.to(self.device),
                 pixel_values=None if pixel_values is None else pixel_values.to(self.device),
                 attention_mask=None if attention_mask is None else attention_mask.to(self.device),
-                past_key_values=cache,
                 use_cache=cache is not None,
                 output_hidden_states=True,
                 logits_to_keep=1,
+                **{CACHE: cache},
             )
         return torch.stack((*out.hidden_states[:-1], *raw), dim=1)
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from subjectgen.images import on_white
 from subjectgen.masks import Mask
-from subjectgen.models.mllm.cache import cache_of, joined, kept_in, last_layer_output
+from subjectgen.models.mllm.cache import CACHE, cache_of, joined, kept_in, last_layer_output
 from subjectgen.models.mllm.reader import MllmReader
 from subjectgen.models.mllm.template import Frame, cut, prompt_tokens, token_ids
 from subjectgen.types import HiddenStates, ReferencePrefix
@@ -133,9 +133,9 @@ class Qwen3VLReader(MllmReader):
             self.mllm(
                 input_ids=ids[None].to(self.device),
                 position_ids=positions[:, None].to(self.device),
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{CACHE: cache},  # type: ignore[arg-type]
                 **{name: tensor.to(self.device) for name, tensor in pixels.items()},
             )
         return raw[0]

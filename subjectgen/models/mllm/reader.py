@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from subjectgen.models.mllm.answers import KeptRows, Picker, Row
+from subjectgen.models.mllm.cache import CACHE
 from subjectgen.models.mllm.template import Frame, asked_ids
 from subjectgen.types import ReferencePrefix
 
@@ -89,9 +90,9 @@ class MllmReader:
             input_ids=ids.to(self.device),
             position_ids=torch.cat(positions, dim=-2).to(self.device),
             attention_mask=kept.mask,
-            past_key_values=kept.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{CACHE: kept.cache},
         )
         return out.logits[:, -1]
 

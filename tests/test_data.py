@@ -91,6 +91,16 @@ class TestWorld:
         assert {placement.pose for placement in single} == set(POSES)
         assert {placement.number for placement in single} == {1, 2, 3}
 
+    @pytest.mark.parametrize(("options", "expected"), [({}, 0.5), ({"upright": 0.2}, 0.2), ({"upright": 1.0}, 1.0)])
+    def test_how_many_stand_upright(self, options, expected):
+        """Of copies, which stand in a row, all do."""
+        rng = np.random.default_rng(0)
+        placements = [p for count in (1, 2) for _ in range(800) for p in random_scene(rng, count, **options).placements]
+        poses = [placement.pose for placement in placements if placement.number == 1]
+        assert np.mean([pose == "upright" for pose in poses]) == pytest.approx(expected, abs=0.04)
+        for turned in set(POSES) - {"upright"}:
+            assert np.mean([pose == turned for pose in poses]) == pytest.approx((1 - expected) / 4, abs=0.03)
+
 
 class TestRenderer:
     @pytest.mark.parametrize("placement", [{"place": "top left", "size": "small"}, {"size": "small", "number": 3}])

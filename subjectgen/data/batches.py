@@ -12,7 +12,7 @@ from torch import Tensor
 
 from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose, Renderer
-from subjectgen.data.world import POSES, SIDE, Scene, random_count, random_scene
+from subjectgen.data.world import POSES, SHARE_UPRIGHT, SIDE, Scene, random_count, random_scene
 
 HUES = tuple(range(0, 360, 60))  # degrees
 SHARE_STRAIGHT = 0.45  # of the references that are trained on
@@ -36,14 +36,16 @@ class Batch:
     prompts: list[str]
 
 
-def batch_of(renderer: Renderer, seed: int, index: int, size: int, count: int | None = None) -> Batch:
+def batch_of(
+    renderer: Renderer, seed: int, index: int, size: int, count: int | None = None, upright: float = SHARE_UPRIGHT
+) -> Batch:
     """Batch `index` of a seed, on the renderer's device; all its pictures have equally many subjects: no padding.
 
-    count: so many; None draws it.
+    count: so many; None draws it. upright: the share of subjects that are painted so.
     """
     rng = np.random.default_rng((seed, index))
     count = count or random_count(np.random.default_rng((seed, index // ALIKE)))
-    scenes = [random_scene(rng, count) for _ in range(size)]
+    scenes = [random_scene(rng, count, upright) for _ in range(size)]
     looks = [random_looks(rng, len(renderer.names), count) for _ in range(size)]
     poses = [[training_pose(rng, len(renderer.names)) for _ in scene_looks] for scene_looks in looks]
     flat = list(chain(*looks)), list(chain(*poses))

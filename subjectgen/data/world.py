@@ -32,6 +32,7 @@ MARGIN = 4  # pixels between a subject and the border
 SIDE = 128
 MAX_SUBJECTS = 3
 SHARE_OF_SUBJECTS = (0.8, 0.13, 0.07)  # pictures with one, two, three subjects
+SHARE_UPRIGHT = 0.5  # of the subjects, where nothing else is said
 SHARE_OF_COPIES = (0.86, 0.08, 0.06)  # one, two or three copies of a single subject
 
 
@@ -83,29 +84,29 @@ class Scene:
         return replace(self, ground=replace(self.ground, colour=colour))
 
 
-def random_scene(rng: np.random.Generator, num_subjects: int) -> Scene:
-    """Draw a scene; several subjects are small, so that any two places keep them apart."""
+def random_scene(rng: np.random.Generator, num_subjects: int, upright: float = SHARE_UPRIGHT) -> Scene:
+    """Draw a scene; several subjects are small, so that any two places keep them apart. upright: their share."""
     pattern = "plain" if rng.random() < 0.3 else choice(rng, PATTERNS[1:])
     ground = Ground(colour=choice(rng, tuple(COLOURS)), pattern=pattern)
     if num_subjects == 1:
-        return Scene(ground=ground, placements=(random_placement(rng),))
+        return Scene(ground=ground, placements=(random_placement(rng, upright),))
     places = rng.permutation(len(PLACES))[:num_subjects]
-    placements = tuple(Placement(place=PLACES[p], size="small", pose=random_pose(rng)) for p in places)
+    placements = tuple(Placement(place=PLACES[p], size="small", pose=random_pose(rng, upright)) for p in places)
     return Scene(ground=ground, placements=placements)
 
 
-def random_placement(rng: np.random.Generator) -> Placement:
+def random_placement(rng: np.random.Generator, upright: float = SHARE_UPRIGHT) -> Placement:
     """Draw how a single subject stands; copies are small and stand in a row."""
     number = 1 + int(rng.choice(3, p=SHARE_OF_COPIES))
     if number > 1:
         return Placement(place=choice(rng, ("top", "middle", "bottom")), size="small", number=number)
     size = choice(rng, tuple(SIZES))
-    return Placement(place=choice(rng, PLACES), size=size, pose=random_pose(rng))
+    return Placement(place=choice(rng, PLACES), size=size, pose=random_pose(rng, upright))
 
 
-def random_pose(rng: np.random.Generator) -> str:
-    """Upright half of the time."""
-    return "upright" if rng.random() < 0.5 else choice(rng, tuple(POSES)[1:])
+def random_pose(rng: np.random.Generator, upright: float) -> str:
+    """Upright with this probability, each other pose as likely as another."""
+    return "upright" if rng.random() < upright else choice(rng, tuple(POSES)[1:])
 
 
 def random_count(rng: np.random.Generator) -> int:

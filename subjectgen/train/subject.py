@@ -32,6 +32,7 @@ SHIFT = 2.5  # of the sigmas drawn: the ground is decided at high noise
 SUBJECT_WEIGHT = 3.0  # how much more the error inside the subjects' boxes counts
 PAD_TO = 16  # tokens; few lengths, few compilations
 SHEET_STEPS = 12
+UPRIGHT = 0.2  # of the subjects: as often as each other pose, as to copy them as they stand is learnt long before
 
 
 BEFORE = ("align", "stage1")  # what stage 2 may go on from, the first that is there
@@ -93,7 +94,7 @@ class SubjectPhase:
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Squared error of the velocity, weighted towards the subjects."""
-        batch = batch_of(self.renderer, self.seed, step, self.batch_size)
+        batch = batch_of(self.renderer, self.seed, step, self.batch_size, upright=UPRIGHT)
         return self.velocity_loss(batch, generator_of(self.seed, step, self.renderer.device))
 
     def velocity_loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -21,9 +21,9 @@ from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.train.attention import attention_of
 from subjectgen.train.mini_mllm import export, trained
 
-SHARE_OF_JUDGEMENTS = 0.3  # of batches: pictures to be compared with what was asked for
-JUDGEMENTS = 4  # for each plan that a batch would have: they are short, and each teaches one word
+SHARE_OF_JUDGEMENTS = 0.15  # of batches: pictures to be compared with what was asked for
 SHARE_OF_PLANS = 0.6  # of the rest; what remains are questions about one reference
+SHORT = 4  # questions or judgements for each plan that a batch would have: each teaches a word or two
 IGNORED = -100  # label of tokens that are not learned
 PAD_TO = 32  # tokens; few lengths, few recompilations
 
@@ -66,18 +66,19 @@ class MllmPhase:
         if alike.random() < SHARE_OF_JUDGEMENTS:
             return self.judgements(rng)
         count, planning = random_count(alike), alike.random() < SHARE_OF_PLANS
-        looks, poses = self.drawn(rng, self.batch_size, count)
+        number = self.batch_size * (1 if planning else SHORT)
+        looks, poses = self.drawn(rng, number, count)
         seen = [
             [sighting(self.renderer, *pair) for pair in zip(*both, strict=True)]
             for both in zip(looks, poses, strict=True)
         ]
         talks = [plan_talk(rng, each) if planning else question_talk(rng, each) for each in seen]
         pixels = self.renderer.references(list(chain(*looks)), list(chain(*poses)))
-        return talks, pixels, [count] * self.batch_size
+        return talks, pixels, [count] * number
 
     def judgements(self, rng: np.random.Generator) -> tuple[list[Talk], Float[Tensor, "n 3 h w"], list[int]]:
         """A reference and a picture each: is it what was asked for?"""
-        number = self.batch_size * JUDGEMENTS
+        number = self.batch_size * SHORT
         looks, poses = self.drawn(rng, number, 1)
         painted = [random_painted(rng) for _ in looks]
         others, _ = self.drawn(rng, number, 1)

@@ -246,3 +246,14 @@ class TestBestOf:
 
         truth, chosen = script("best_of").judged(pipe, benchmark, benchmark.cases[0], second, 3)
         assert chosen == 1 and len(truth) == 3 and shown == [(3, 1)]
+
+
+def test_emoji_of_another_artist_become_named_cutouts(tmp_path):
+    """With or without the selector in the name; signs, faces and files that are no emoji stay behind."""
+    for name in ("1f41e", "2602-fe0f", "1f600", "0023-fe0f-20e3", "notes"):
+        picture("red").convert("RGBA").save(tmp_path / f"{name}.png")
+    names = script("other_artist").copy_things(tmp_path, tmp_path / "out")
+    assert sorted(names) == ["lady beetle", "umbrella"]
+    assert load_subjects(cutouts=tmp_path / "out").names == ("lady beetle", "umbrella")
+    with pytest.raises(FileNotFoundError, match="no emoji of a thing"):
+        script("other_artist").copy_things(tmp_path / "out", tmp_path / "none")

@@ -10,8 +10,13 @@ LOWEST := .venv-lowest/bin/python
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
 
+# Two processes of one thread: networks this small gain nothing from a second, and beside other work threads wait for
+# each other. A file's tests stay together, for the sake of what they share.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile
+test test-lowest: export OMP_NUM_THREADS := 1
+
 test: .venv/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 # The web page in a real Chromium, which has to be there: apt-get install chromium.
 test-web: .venv/.installed-test .venv/.installed-test-web
@@ -19,8 +24,8 @@ test-web: .venv/.installed-test .venv/.installed-test-web
 
 # The fast tests with the lowest releases, and those of Qwen-Image 2.1 with the lowest that it needs, laid over them.
 test-lowest: .venv-lowest/.installed
-	$(LOWEST) -m pytest -m "not slow"
-	PYTHONPATH=.venv-lowest/qwen $(LOWEST) -m pytest -m "not slow" -k qwen
+	$(LOWEST) $(PYTEST) -m "not slow"
+	PYTHONPATH=.venv-lowest/qwen $(LOWEST) $(PYTEST) -m "not slow" -k qwen
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .

@@ -171,7 +171,7 @@ together, its layers are fused, VAE latents of the references add identity, and 
 from subjectgen import SubjectPipeline
 
 pipe = SubjectPipeline.from_pretrained("path or repo id")
-image = pipe("the subject on a beach", "reference.png").images[0]
+image = pipe("image 1 on a green background", "reference.png").images[0]
 ```
 
 The code is the Python package `subjectgen`. After `import subjectgen`, diffusers finds it by itself:

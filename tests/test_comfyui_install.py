@@ -39,7 +39,7 @@ def test_links(comfyui: Path):
 def test_on_the_command_line(comfyui: Path):
     result = CliRunner().invoke(app, ["comfyui", "install", str(comfyui)])
     assert result.exit_code == 0, result.output
-    assert "custom_nodes/subjectgen" in result.output and "pip install subjectgen" in result.output
+    assert "custom_nodes/subjectgen" in result.output and "pip install ." in result.output
     result = CliRunner().invoke(app, ["comfyui", "install", str(comfyui / "no")])
     assert result.exit_code == 2 and "no' is no folder" in result.output and "Traceback" not in result.output
 

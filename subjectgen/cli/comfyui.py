@@ -20,5 +20,5 @@ def install(path: Annotated[Path, typer.Argument(help="The folder of ComfyUI, in
 
     link = link_into(path)
     typer.echo(f"{link} -> {link.resolve()}")
-    typer.echo("ComfyUI's own Python needs the package as well: run `python -m pip install subjectgen` with it.")
+    typer.echo("ComfyUI's own Python needs the package as well: run `python -m pip install .` with it, where you did.")
     typer.echo("Restart ComfyUI: the nodes are under 'subjectgen', example workflows under Templates.")

@@ -16,7 +16,9 @@ from subjectgen.evaluate.cases import SEEDS_APART
 from subjectgen.evaluate.emoji import EmojiBenchmark, EmojiCase
 from subjectgen.evaluate.intervals import RESAMPLED, Mean, mean_with_interval
 from subjectgen.pipeline import SubjectPipeline
+from subjectgen.reasoning.best_of import pictures_of
 from subjectgen.reasoning.judges import Judge, MllmJudge
+from subjectgen.reasoning.paint import framed_references
 from subjectgen.reasoning.tower_judge import TowerJudge
 
 FIGURES = ("identity", "obedience")  # of `subjectgen evaluate emoji`
@@ -90,7 +92,8 @@ def judged(
     plan = pipe.reason(case.prompt, references)
     generators = [torch.Generator().manual_seed(case.seed + k * SEEDS_APART) for k in range(candidates)]
     pictures = pipe(plan, num_images_per_prompt=candidates, generator=generators).images
-    totals = [score.total for score in judge(pictures, plan, references)]
+    shown = pictures_of(framed_references(plan, pipe.limits))
+    totals = [score.total for score in judge(pictures, plan, shown)]
     truth = [scored.scores for scored in benchmark.score(case, pictures)]
     return [{**each, BOTH: float(np.mean([each[name] for name in FIGURES]))} for each in truth], int(np.argmax(totals))
 

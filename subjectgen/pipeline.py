@@ -187,8 +187,9 @@ class SubjectPipeline(SavedPipeline):
         if (planned := refinement.planned(self, request, resolved, reasoning)) is not request:
             request, resolved = planned, self._resolve(planned)
 
+        asked = refinement.asked(self, request, resolved)
         painted = self._paint(resolved, noise, callback_on_step_end)
-        refined = refinement(self, request, resolved, painted, callback_on_step_end)
+        refined = refinement(self, request, resolved, asked, painted, callback_on_step_end)
         images = to_image(self.vae, refined.latents, resolved.output_type)
         if not return_dict:
             return (images,)

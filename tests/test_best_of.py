@@ -1,5 +1,6 @@
 """Candidates and rounds with tiny random pipelines of both families: which is kept, what is painted again, and how."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_pipeline import reasoning_pipeline, seeded_generators, shorten_plans
@@ -127,6 +128,25 @@ class TestBestOf:
         assert [each.total for each in out.scores[0]] == pytest.approx([each.total for each in expected], rel=1e-3)
         assert out.kept == [max(range(3), key=lambda k: expected[k].total)]
 
+    def test_it_plans_for_an_mllm_that_is_given_as_the_judge(self, small):
+        out = painted(small, PROMPT, RED, best_of=2, judge=MllmJudge(small))
+        assert out.plans == [small.reason(PROMPT, RED)]
+
+    def test_a_judge_sees_a_subject_without_what_its_mask_leaves_out(self, small):
+        mask = np.zeros((30, 40), dtype=bool)
+        mask[5:15, 10:30] = True
+        judge = Judge(1)
+        painted(small, PROMPT, Subject(RED, mask=mask), judge=judge)
+        ((_, _, (reference,)),) = judge.seen
+        assert reference.tobytes() == RED.crop((10, 5, 30, 15)).tobytes()
+
+    def test_what_a_judge_cannot_score_is_known_before_anything_is_painted(self, small, monkeypatch):
+        monkeypatch.setattr(type(small), "_paint", lambda *_: pytest.fail("painted"))
+        judge = Judge(1)
+        judge.check = lambda asked, references: (_ for _ in ()).throw(ValueError(f"{asked}, {len(references)}"))
+        with pytest.raises(ValueError, match=f"{PROMPT}, 2"):
+            small(PROMPT, [RED, TALL], judge=judge)
+
     def test_cost_of_candidates(self, small):
         assert small.estimate(PROMPT, RED, best_of=4) == small.estimate(PROMPT, RED, num_images_per_prompt=4)
 
@@ -235,7 +255,7 @@ class TestReflect:
         assert [call[0] for call in starts.calls[1:]] == [
             (
                 "image 1 and image 2; scene: red plain",
-                "image 1; subject: image 1, cat, red, blue; pose: image 1 upright",
+                "image 1; subject: image 1, red, blue; pose: image 1 upright",
             ),
             ("image 1; pose: image 1 upright",),
         ]
@@ -253,6 +273,14 @@ class TestReflect:
         expected = (1 - REFLECT_SIGMA) * kept + REFLECT_SIGMA * fresh
         assert torch.allclose(starts.calls[1][1], expected, atol=1e-4)
         assert len(out.rounds) == 2 and out.kept == [1]
+
+    def test_a_subject_is_not_called_by_what_may_be_anothers_name(self, small, said):
+        """The MLLM calls the cat of image 1 a hat, which is what the user calls image 2."""
+        said += [("subject",)]
+        plan = a_plan(subject_images=[Subject(RED, name="cat"), Subject(TALL, name="hat")], prompt="image 1")
+        plan = plan.replace_subject(1, name="hat")
+        out = painted(small, plan, reflect=1)
+        assert len(out.rounds) == 2 and [each.reference for each in out.bindings[0]] == [1]
 
     def test_a_prompt_is_planned_first(self, pipe, said):
         out = painted(pipe, PROMPT, RED, reflect=1)

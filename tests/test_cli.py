@@ -332,9 +332,11 @@ class TestReason:
             assert kept.tobytes() == alone.tobytes() and "best_of" not in alone.text
 
     def test_what_the_tower_finds_best(self, painter: Painter):
-        run("generate", "--prompt", "p", "--best-of", "2", "--judge", "tower")
+        run("generate", "--prompt", "p", "--subject", "red.png", "--best-of", "2", "--judge", "tower")
         run("generate", "--prompt", "p", "--best-of", "2", "--out", "b.png")
-        assert isinstance(painter.calls[0].judge, TowerJudge) and painter.calls[1].judge is None
+        run("generate", "--prompt", "p", "--judge", "tower", "--out", "c.png")  # nothing to choose from
+        assert isinstance(painter.calls[0].judge, TowerJudge)
+        assert [call.judge for call in painter.calls[1:]] == [None, None]
         with Image.open("out.png") as tower, Image.open("b.png") as mllm:
             assert (tower.text["judge"], mllm.text["judge"]) == ("tower", "mllm")
 

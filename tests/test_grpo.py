@@ -5,6 +5,7 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from subjectgen import SubjectPipeline
 from subjectgen.cli import app
-from subjectgen.train.grpo import Reward, Settings, check_reading, train
+from subjectgen.train.grpo import Reward, Settings, check_reading, dataset_of, train
 from subjectgen.train.tasks import Task
 
 SHORT = {"group": 4, "requests": 2, "max_new_tokens": 4, "rate": 1e-2, "rank": 2, "checkpoint_steps": 1}
@@ -175,13 +176,22 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"Qwen3VL.*expected an InternVL"):
             check_reading(tiny_qwen_pipeline(), Numbered()[0])
 
+    def test_references_lie_on_the_paper_on_which_boxes_are_read(self):
+        """A photograph of another shape is not squashed, as the processor alone would."""
+        pipe, wide = reasoning_pipeline(), Image.new("RGB", (4 * IMAGE_SIZE, IMAGE_SIZE), "red")
+        task = Task(prompt="a", references=(wide,))
+        check_reading(pipe, task)
+        ((shown,),) = dataset_of({0: task}, 1, pipe)[:1]["images"]
+        pixels = np.asarray(shown)
+        assert shown.size == (pipe.limits.reference_size,) * 2 and (pixels[0] == 255).all()
+        assert (pixels[len(pixels) // 2] == (255, 0, 0)).all()
+
     def test_a_processor_that_cuts_pictures_up(self):
         pipe = reasoning_pipeline()
         check_reading(pipe, Numbered()[1])
-        pipe.processor.image_processor.crop_to_patches = True
-        wide = Task(prompt="a", references=(Image.new("RGB", (4 * IMAGE_SIZE, IMAGE_SIZE)),))
-        with pytest.raises(ValueError, match=r"reads [2-9] tiles .*\.crop_to_patches = False"):
-            check_reading(pipe, wide)
+        pipe.processor.image_processor.crop_to_patches, pipe.processor.image_processor.min_patches = True, 4
+        with pytest.raises(ValueError, match=r"reads [4-9] tiles .*\.crop_to_patches = False"):
+            check_reading(pipe, Numbered()[0])
 
 
 class TestCommand:

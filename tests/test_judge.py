@@ -215,7 +215,7 @@ class TestMllmJudge:
         assert score == expected
 
     def test_a_prompt_is_no_plan(self, pipe):
-        with pytest.raises(ValueError, match=r"'a red cat' is a prompt: expected a Plan.*reasoning=True"):
+        with pytest.raises(ValueError, match=r"'a red cat' is a prompt: expected a Plan of pipe.reason"):
             MllmJudge(pipe)([PAINTED], "a red cat", [RED])
 
 
@@ -299,11 +299,11 @@ class TestTowerJudge:
 
     def test_it_chooses_without_a_plan(self, pipe):
         """The candidate that is kept is the one it finds nearest, and nobody had to reason."""
-        out = pipe(
-            "image 1 on teal", RED, best_of=3, judge=TowerJudge(pipe), generator=torch.Generator().manual_seed(3)
-        )
+        more = pipe.limits.max_references + 1
+        generator = torch.Generator().manual_seed(3)
+        out = pipe("image 1 on teal", RED, best_of=more, judge=TowerJudge(pipe), generator=generator)
         (scores,) = out.scores
-        assert out.plans is None and out.kept == [max(range(3), key=lambda k: scores[k].subject)]
+        assert out.plans is None and out.kept == [max(range(more), key=lambda k: scores[k].subject)]
         assert TowerJudge(pipe)(out.images, "", [RED])[0].subject == pytest.approx(
             scores[out.kept[0]].subject, abs=1e-5
         )
@@ -314,6 +314,17 @@ class TestTowerJudge:
     def test_nothing_to_compare_with(self, pipe, references, words):
         with pytest.raises(ValueError, match=words):
             TowerJudge(pipe)([PAINTED], "red", references)
+
+    def test_that_is_known_before_anything_is_painted(self, pipe, monkeypatch):
+        encoded = pipe.encode_subjects([RED])
+        monkeypatch.setattr(type(pipe), "_paint", lambda *_: pytest.fail("painted"))
+        with pytest.raises(ValueError, match="encoded before"):
+            pipe("image 1", encoded, best_of=2, judge=TowerJudge(pipe))
+        with pytest.raises(ValueError, match="there are none"):
+            pipe("red", best_of=2, judge=TowerJudge(pipe))
+
+    def test_no_pictures(self, pipe):
+        assert TowerJudge(pipe)([], "red", [RED]) == []
 
 
 class TestClipDinoJudge:

@@ -193,6 +193,27 @@ class TestEdits:
         with pytest.raises(ValueError, match=r"box=\(5, 5, 5, 9\).*left before right"):
             PLAN.replace_subject(1, box=(5, 5, 5, 9))
 
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [({"prompt": None}, "prompt=None: expected words"), ({"scene": 3, "prompt": "red"}, "scene=3: expected words")],
+    )
+    def test_what_is_no_text(self, change, words):
+        with pytest.raises(ValueError, match=words):
+            PLAN.replace(**change)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"colours": "red"}, "colours='red': expected a tuple"),
+            ({"colours": ["red"]}, r"colours=\['red'\]: expected a tuple"),
+            ({"colours": ("red", 7)}, "colours, number 2=7"),
+            ({"name": None}, "name=None: expected words"),
+        ],
+    )
+    def test_what_is_no_subject(self, change, words):
+        with pytest.raises(ValueError, match=words):
+            PLAN.replace_subject(1, **change)
+
     def test_a_misspelt_name(self):
         with pytest.raises(TypeError, match="promt"):
             PLAN.replace(promt="image 1")

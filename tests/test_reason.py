@@ -10,11 +10,13 @@ from tiny_qwen import SYSTEM_AND_USER, lively, reasoning_qwen_pipeline, tiny_qwe
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+import subjectgen.reasoning.reason as reason_module
 from subjectgen import Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.models.mllm.qwen3_vl import Qwen3VLReader
 from subjectgen.reasoning import grammar
 from subjectgen.reasoning.instruction import INSTRUCTION
+from subjectgen.reasoning.paint import spoken_of
 
 RED, BLUE, TALL = picture("red"), picture("blue"), picture("green", size=(30, 60))
 PROMPT = "a red cat"
@@ -387,6 +389,21 @@ class TestPainting:
     def test_references_that_are_not_spoken_of_are_left_out(self, pipe):
         plan = a_plan("Image 3 beside image 1 on red", count=3, subject_images=[RED, BLUE, TALL])
         assert torch.equal(latents(pipe, plan), latents(pipe, "Image 2 beside image 1 on red", [RED, TALL]))
+
+    @pytest.mark.parametrize("prompt", ["images 1 and 3 on red", "image 1, 3 on red", "Images 1 & 3", "image 3 or 1"])
+    def test_none_is_left_out_where_several_are_counted_in_one_breath(self, prompt):
+        plan = a_plan(prompt, count=3, subject_images=[RED, BLUE, TALL])
+        assert spoken_of(plan) == [1, 2, 3]
+
+    def test_a_plan_of_the_mllm_that_cannot_be_painted(self, small, monkeypatch):
+        """A box of the paper beside a narrow picture: what was planned is not lost."""
+        plan = a_plan("image 1 on red", count=1).replace_subject(1, box=(0, 0, 20, 100))
+        monkeypatch.setattr(reason_module, "parse_plan", lambda text, count, asked: plan)
+        monkeypatch.setattr(type(small), "_paint", lambda *_: pytest.fail("painted"))
+        with pytest.raises(PlanError, match=r"cannot be painted: the plan's box=\(0, 0, 20, 100\)") as refused:
+            small(["a", "b"], [[TALL], [RED]], reasoning=True)
+        failed, whole = refused.value.plans
+        assert Plan.from_json(failed.written) == plan and whole == plan
 
     def test_phrases_are_bound_in_the_plans_own_numbers(self, small):
         """Also where a reference is left out and the others are counted anew."""

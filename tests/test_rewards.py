@@ -196,6 +196,8 @@ class TestPainted:
         assert reward.score(truth, task) == 1 and reward.score(empty, task) == 0
         assert reward.score(halfway, task) == pytest.approx(1 - 0.5**2, abs=1e-5)
         assert reward.score(-truth, task) == 0
+        larger = truth.repeat_interleave(2, 1).repeat_interleave(2, 2)  # another model's size
+        assert reward.score(larger, task) == pytest.approx(1)
 
     def test_plans_are_painted_once(self, monkeypatch):
         pipe, calls = reasoning_pipeline(), []
@@ -209,6 +211,20 @@ class TestPainted:
         assert pictures[1] is None and torch.equal(pictures[0], pictures[2])
         expected = pipe(plan_in(text, 1, ""), [picture("red")], generator=seeded(), output_type="pt").images[0]
         torch.testing.assert_close((pictures[0] + 1) / 2, expected, atol=1e-6, rtol=0)
+
+    def test_the_same_words_about_other_references_are_painted_anew(self):
+        text = f"{subject(box='0 0 100 100')}{DECIDED}<prompt>image 1 on red</prompt>"
+        paint = Painter(reasoning_pipeline())
+        (red,) = paint([text], [Task(prompt="x", references=(picture("red"),))])
+        (blue,) = paint([text], [Task(prompt="x", references=(picture("blue"),))])
+        assert not torch.equal(red, blue)
+
+    def test_what_is_no_fault_of_the_plan_is_not_swallowed(self, monkeypatch):
+        text = f"{subject(box='0 0 100 100')}{DECIDED}<prompt>image 1 on red</prompt>"
+        pipe = reasoning_pipeline()
+        monkeypatch.setattr(type(pipe), "_paint", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+        with pytest.raises(ValueError, match="broken"):
+            Painter(pipe)([text], [Task(prompt="x", references=(picture("red"),))])
 
     def test_an_mllm_in_training_paints_the_same(self):
         """Checkpointing activations, it would keep no keys and values; it goes on training afterwards."""

@@ -93,7 +93,7 @@ def generate(
             stages=stages,
             reasoning=reasoning,
             best_of=best_of,
-            judge=TowerJudge(pipe) if judge == "tower" else None,
+            judge=TowerJudge(pipe) if best_of > 1 and judge == "tower" else None,
             reflect=reflect,
             generator=generators(seeds),
             num_images_per_prompt=num_images,

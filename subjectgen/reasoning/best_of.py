@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from subjectgen.embeds import SubjectEmbeds
+from subjectgen.masks import Mask
 from subjectgen.reasoning.judges import Judge, Pictures, Score
 from subjectgen.reasoning.paint import framed_references, plans_of
 from subjectgen.reasoning.plan import Plan
@@ -16,6 +17,9 @@ from subjectgen.subject_lists import subject_lists
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
+
+
+Asked = tuple[Plan | str, Pictures | None]  # what a judge hears of a prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,34 +41,43 @@ def first_of(num_pictures: int, num_candidates: int) -> Choice:
     return Choice(kept=[0] * num_pictures, num_candidates=num_candidates)
 
 
-def best_of(
-    pipe: "SubjectPipeline", judge: Judge, request: Request, resolved: ResolvedRequest, painted: Sequence[Image.Image]
-) -> Choice:
+def best_of(judge: Judge, asked: Sequence[Asked], num_candidates: int, painted: Sequence[Image.Image]) -> Choice:
     """The candidate of each picture with the highest total, the first of equals; a prompt's are judged together."""
-    count, scores = len(painted) // len(resolved.prompts), []
-    for index, (asked, references) in enumerate(_asked(pipe, request, resolved)):
+    count, scores = len(painted) // len(asked), []
+    for index, each in enumerate(asked):
         pictures = painted[index * count : (index + 1) * count]
-        scores += _checked(judge(pictures, asked, references), judge, count)
-    grouped = [tuple(scores[k : k + request.best_of]) for k in range(0, len(scores), request.best_of)]
+        scores += _checked(judge(pictures, *each), judge, count)
+    grouped = [tuple(scores[k : k + num_candidates]) for k in range(0, len(scores), num_candidates)]
     kept = [max(range(len(each)), key=lambda k, each=each: each[k].total) for each in grouped]
-    return Choice(kept=kept, num_candidates=request.best_of, scores=grouped)
+    return Choice(kept=kept, num_candidates=num_candidates, scores=grouped)
 
 
-def _asked(
-    pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest
-) -> list[tuple[Plan | str, Pictures | None]]:
-    """For each prompt what was asked for, and the pictures of its references."""
+def asked_of(pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest) -> list[Asked]:
+    """For each prompt what is asked for, and the pictures of its references."""
     plans = plans_of(request.prompt)
     if plans is not None:
-        return [(plan, _pictures(framed_references(plan, pipe.limits))) for plan in plans]
+        return [(plan, pictures_of(framed_references(plan, pipe.limits))) for plan in plans]
     entries = subject_lists(request.subject_images, len(resolved.prompts))
-    return list(zip(resolved.prompts, map(_pictures, entries), strict=True))
+    return list(zip(resolved.prompts, map(pictures_of, entries), strict=True))
 
 
-def _pictures(entries: Sequence[Any]) -> Pictures | None:
+def check_judgeable(judge: Judge, asked: Sequence[Asked]) -> None:
+    """Raise ValueError, before anything is painted, for what the judge says that it cannot score."""
+    check = getattr(judge, "check", None)
+    for each in asked if check is not None else ():
+        check(*each)
+
+
+def pictures_of(entries: Sequence[Any]) -> Pictures | None:
+    """What references show of their subjects; None where any was encoded before."""
     if any(isinstance(entry, SubjectEmbeds) for entry in entries):
         return None
-    return [Subject.of(entry).read()[0] for entry in entries]
+    return [_subject_alone(*Subject.of(entry).read()) for entry in entries]
+
+
+def _subject_alone(picture: Image.Image, mask: Mask | None) -> Image.Image:
+    """Cut to its mask, or a small subject would be judged by the paper around it."""
+    return picture if mask is None else picture.crop(Image.fromarray(mask.numpy()).getbbox())
 
 
 def _checked(scores: Any, judge: Judge, count: int) -> list[Score]:

@@ -29,6 +29,10 @@ class ClipDinoJudge:
         """dino: a DINOv2. Raises WeightsError."""
         return cls(Dino.from_pretrained(device, dino), Clip.from_pretrained(device, clip))
 
+    def check(self, asked: Plan | str, references: Pictures | None) -> None:
+        """Raise ValueError where subjects were encoded before, without pictures."""
+        shown(references, "ClipDinoJudge")
+
     def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
         references = shown(references, "ClipDinoJudge")
         obeyed = self._clip(pictures, in_names(asked)).clamp(min=0).tolist()

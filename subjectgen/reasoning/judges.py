@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -31,7 +32,7 @@ class Score:
     def __post_init__(self) -> None:
         parts = {"subject": self.subject, "prompt": self.prompt}
         for name, part in parts.items():
-            if part is not None and not (isinstance(part, (int, float)) and math.isfinite(part) and part >= 0):
+            if part is not None and not (isinstance(part, Real) and math.isfinite(part) and part >= 0):
                 raise ValueError(f"Score({name}={part!r}): expected a finite number, at least 0, or None")
         if self.subject is None and self.prompt is None:
             raise ValueError("Score() with neither subject nor prompt: expected one of them at least")
@@ -47,7 +48,8 @@ class Score:
 
 
 # Scores pictures of one prompt, given the plan that was painted (the prompt if there was none) and the pictures of the
-# subjects that it speaks of, cut as they were painted from; None where these were encoded before, without pictures.
+# subjects that it speaks of, cut as they were painted from; None where these were encoded before, without pictures. A
+# judge that cannot score everything may have a method `check(asked, references)`, called before anything is painted.
 Judge = Callable[[Pictures, Plan | str, Pictures | None], Sequence[Score]]
 
 
@@ -73,9 +75,7 @@ class MllmJudge:
 
     def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
         if not isinstance(asked, Plan):
-            raise ValueError(
-                f"the MLLM judges by a plan, and {asked!r} is a prompt: expected a Plan. Give reasoning=True."
-            )
+            raise ValueError(f"the MLLM judges by a plan, and {asked!r} is a prompt: expected a Plan of pipe.reason()")
         return [_score(view, asked) for view in views(self._pipe, asked, pictures)]
 
 

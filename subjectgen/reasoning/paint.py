@@ -15,6 +15,7 @@ from subjectgen.request import Limits, Request
 from subjectgen.subject import Subject
 from subjectgen.subject_lists import subject_lists
 
+SEVERAL = re.compile(r"(?<!\w)images?\s+\d+\s*(?:,|and|&|or)\s*\d", re.IGNORECASE)
 NEARLY_ALL = 0.9  # of a picture: a box of this share is not worth reading the reference again
 
 
@@ -73,8 +74,12 @@ def framed_references(plan: Plan, limits: Limits) -> list[Any]:
 
 
 def spoken_of(plan: Plan) -> list[int]:
-    """Which references a plan's prompt is about, counted from 1; all of them if it speaks of none."""
-    return sorted({each.reference for each in bindings_of(plan)}) or list(range(1, len(plan.subjects) + 1))
+    """Which references a plan's prompt is about, counted from 1; all of them if it speaks of none.
+
+    So too where it counts several in one breath, as in "images 1 and 2": none is to be left out for that.
+    """
+    every = list(range(1, len(plan.subjects) + 1))
+    return every if SEVERAL.search(plan.prompt) else sorted({each.reference for each in bindings_of(plan)}) or every
 
 
 def bindings_of(plan: Plan) -> tuple[Binding, ...]:

@@ -82,6 +82,7 @@ class Plan:
 
         Other subject_images make what was read of the old ones void.
         """
+        _check_words({name: value for name, value in changes.items() if name in (*DECISIONS, "prompt", "asked")})
         decided = sorted(name for name in DECISIONS if changes.get(name, getattr(self, name)) != getattr(self, name))
         if decided and changes.get("prompt", self.prompt) == self.prompt:
             raise _contradiction(", ".join(decided), self.prompt)
@@ -93,6 +94,7 @@ class Plan:
         """The same plan with one subject described otherwise; counted from 1, as in "image 1"."""
         if not 1 <= number <= len(self.subjects):
             raise ValueError(f"subject {number}: expected a number from 1 to {len(self.subjects)}")
+        _check_subject(changes)
         subjects = list(self.subjects)
         subjects[number - 1] = replace(subjects[number - 1], **changes)
         return replace(self, subjects=tuple(subjects))
@@ -163,11 +165,9 @@ def _subject_of(values: Any) -> PlannedSubject:
     if not isinstance(values, dict):
         raise ValueError(f"a subject that is {values!r}: expected its name, colours, box and so on")
     _check_names("a subject", values, tuple(each.name for each in fields(PlannedSubject)))
-    words = {name: value for name, value in values.items() if name not in ("colours", "box")}
-    colours, box = (tuple(_list(name, values[name])) for name in ("colours", "box"))
-    _check_words({**words, **{f"colours, number {k}": colour for k, colour in enumerate(colours, start=1)}})
-    _check_box(box)
-    return PlannedSubject(colours=colours, box=box, **words)  # type: ignore[arg-type]
+    values = {**values, **{name: tuple(_list(name, values[name])) for name in ("colours", "box")}}
+    _check_subject(values)
+    return PlannedSubject(**values)
 
 
 def _list(name: str, value: Any) -> list[Any]:
@@ -186,6 +186,17 @@ def _check_words(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if not isinstance(value, str):
             raise ValueError(f"{name}={value!r}: expected words")
+
+
+def _check_subject(values: Mapping[str, Any]) -> None:
+    """Some or all fields of one."""
+    _check_words({name: value for name, value in values.items() if name not in ("colours", "box")})
+    colours = values.get("colours", ())
+    if not isinstance(colours, tuple):
+        raise ValueError(f"colours={colours!r}: expected a tuple of words")
+    _check_words({f"colours, number {k}": colour for k, colour in enumerate(colours, start=1)})
+    if "box" in values:
+        _check_box(values["box"])
 
 
 def _check_box(box: Any) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,10 @@ from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.decoding import GrammarPicker
 from subjectgen.reasoning.grammar import parse_plan, plan_grammar
 from subjectgen.reasoning.instruction import request_to_plan
-from subjectgen.reasoning.paint import plans_of
+from subjectgen.reasoning.paint import plans_of, words_and_references
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.references import References
-from subjectgen.request import Request, ResolvedRequest, Subjects
+from subjectgen.request import Limits, Request, ResolvedRequest, Subjects
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import ReferencePrefix
 
@@ -39,7 +40,8 @@ class Writing:
     def __post_init__(self) -> None:
         if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens!r}: expected a whole number, at least 1")
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, Real) or self.temperature < 0:
+        is_number = isinstance(self.temperature, Real) and not isinstance(self.temperature, bool)
+        if not is_number or not 0 <= self.temperature < inf:
             raise ValueError(f"temperature={self.temperature!r}: expected a number, 0 for the likeliest token always")
         if self.generator is not None and self.temperature == 0:
             raise ValueError("a generator draws nothing at temperature=0: give a temperature above 0, or no generator")
@@ -68,7 +70,7 @@ def reasoned(pipe: "SubjectPipeline", request: Request, resolved: ResolvedReques
     """A request with a plan in place of each prompt."""
     if plans_of(request.prompt) is not None:
         raise ValueError("reasoning=True with a plan: expected prompts. A plan is painted as it is, without reasoning.")
-    results = _results(pipe, request, resolved, Writing())
+    results = [_paintable(each, pipe.limits) for each in _results(pipe, request, resolved, Writing())]
     plans = [_plan(results[0])] if isinstance(request.prompt, str) else _whole(results)
     return replace(request, prompt=plans, subject_images=None)
 
@@ -97,6 +99,17 @@ def _parsed(
     except PlanError as error:
         return error
     return replace(plan, subject_images=entries, embeds=embeds)
+
+
+def _paintable(result: Plan | PlanError, limits: Limits) -> Plan | PlanError:
+    """An error for a plan with a box beside its picture, or words that could mean two references."""
+    if isinstance(result, PlanError):
+        return result
+    try:
+        words_and_references(result, limits)
+    except ValueError as error:
+        return PlanError(f"the MLLM's plan cannot be painted: {error} It wrote:\n{result}", result.to_json())
+    return result
 
 
 def _plan(result: Plan | PlanError) -> Plan:
@@ -161,7 +174,7 @@ def _unfinished(pipe: "SubjectPipeline", text: str, num_tokens: int, writing: Wr
 
 def _why_unfinished(pipe: "SubjectPipeline", num_tokens: int, writing: Writing) -> str:
     if num_tokens == writing.max_new_tokens:
-        return f"the plan has no end after max_new_tokens={num_tokens}: give more."
+        return f"the plan has no end after max_new_tokens={num_tokens}: give more, to pipe.reason()."
     if pipe.interrupt:
         return f"the plan was interrupted after {num_tokens} tokens."
     return f"the plan has no end after {num_tokens} tokens, all that the MLLM has positions for: use fewer references."

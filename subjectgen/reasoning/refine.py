@@ -1,5 +1,6 @@
 """What becomes of pictures once they are painted: the best of each picture's candidates is kept, and then improved."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -7,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subjectgen.generate.to_image import to_image
-from subjectgen.reasoning.best_of import Choice, best_of, first_of
-from subjectgen.reasoning.judges import MllmJudge
+from subjectgen.reasoning.best_of import Asked, Choice, asked_of, best_of, check_judgeable, first_of
+from subjectgen.reasoning.judges import Judge, MllmJudge
 from subjectgen.reasoning.paint import plans_of
 from subjectgen.reasoning.reason import reasoned
 from subjectgen.reasoning.reflect import Reflection, Round, check_correctable, reflect
@@ -40,23 +41,33 @@ class Refinement:
 
     def planned(self, pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest, reasoning: bool) -> Request:
         """The request, with a plan in place of each prompt where that is asked for or needed."""
-        asks_mllm = self.reflection.rounds > 0 or (request.best_of > 1 and self.judge is None)
+        mllm_judges = self.judge is None or isinstance(self.judge, MllmJudge)
+        asks_mllm = self.reflection.rounds > 0 or (request.best_of > 1 and mllm_judges)
         if reasoning or (asks_mllm and plans_of(request.prompt) is None):
             request = reasoned(pipe, request, resolved)
         if self.reflection.rounds:
             check_correctable(plans_of(request.prompt) or ())
         return request
 
+    def asked(self, pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest) -> list[Asked]:
+        """What the judge will hear of each prompt; nothing where it won't be asked. Raises ValueError, as it would."""
+        if request.best_of == 1 and self.judge is None:
+            return []
+        asked = asked_of(pipe, request, resolved)
+        check_judgeable(self._judge(pipe), asked)
+        return asked
+
     def __call__(
         self,
         pipe: "SubjectPipeline",
         request: Request,
         resolved: ResolvedRequest,
+        asked: Sequence[Asked],
         latents: Float[Tensor, "candidates c h w"],
         on_step_end: "Callback | None",
     ) -> Refined:
         """The pictures that are left of the candidates; the first ones, unjudged, after an interruption."""
-        choice = self._choice(pipe, request, resolved, latents)
+        choice = self._choice(pipe, request, asked, latents)
         latents = latents[choice.rows]
         if pipe.interrupt or not self.reflection.rounds:
             return Refined(latents=latents, choice=choice)
@@ -69,10 +80,13 @@ class Refinement:
         self,
         pipe: "SubjectPipeline",
         request: Request,
-        resolved: ResolvedRequest,
+        asked: Sequence[Asked],
         latents: Float[Tensor, "candidates c h w"],
     ) -> Choice:
-        if pipe.interrupt or (request.best_of == 1 and self.judge is None):
+        if pipe.interrupt or not asked:
             return first_of(len(latents) // request.best_of, request.best_of)
-        judge = MllmJudge(pipe) if self.judge is None else self.judge
-        return best_of(pipe, judge, request, resolved, to_image(pipe.vae, latents, "pil"))  # type: ignore[arg-type]
+        pictures: Any = to_image(pipe.vae, latents, "pil")
+        return best_of(self._judge(pipe), asked, request.best_of, pictures)
+
+    def _judge(self, pipe: "SubjectPipeline") -> Judge:
+        return MllmJudge(pipe) if self.judge is None else self.judge

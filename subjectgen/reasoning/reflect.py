@@ -12,7 +12,7 @@ from torch import Tensor
 
 from subjectgen.generate.sample import noised
 from subjectgen.generate.to_image import to_image
-from subjectgen.reasoning.paint import plans_of, spoken_of
+from subjectgen.reasoning.paint import bindings_of, plans_of, spoken_of
 from subjectgen.reasoning.plan import Plan
 from subjectgen.reasoning.questions import RESPECTS
 from subjectgen.reasoning.view import views
@@ -50,9 +50,11 @@ class Reflection:
 
 
 def corrected(plan: Plan, departures: Departures) -> Plan:
-    """The plan with what its picture departs from said once more, behind its prompt, in the plan's own words."""
-    subjects = [(k, plan.subjects[k - 1]) for k in spoken_of(plan)]
-    looks = [f"image {k}, {subject.name}, {', '.join(subject.colours)}" for k, subject in subjects]
+    """The plan with what its picture departs from said once more, behind its prompt, in the plan's own words.
+
+    Subjects are called by number: the MLLM's name for one could be the user's for another.
+    """
+    looks = [f"image {k}, {', '.join(plan.subjects[k - 1].colours)}" for k in spoken_of(plan)]
     said = {"subject": " and ".join(looks), "scene": plan.scene, "view": plan.view, "pose": plan.pose}
     again = [f"{respect}: {said[respect]}" for respect in departures]
     return plan.replace(prompt="; ".join([plan.prompt, *again]))
@@ -92,7 +94,7 @@ def reflect(
 def check_correctable(plans: Sequence[Plan]) -> None:
     """Raise ValueError, before anything is painted, where saying a plan's decisions again names a missing reference."""
     for plan in plans:
-        corrected(plan, RESPECTS)
+        bindings_of(corrected(plan, RESPECTS))
 
 
 def _request_again(request: Request, plans: Sequence[Plan], last: Round, wrong: Sequence[int]) -> Request:

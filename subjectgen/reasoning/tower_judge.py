@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from subjectgen.reasoning.judges import Pictures, Score, shown
@@ -28,23 +29,24 @@ class TowerJudge:
     def __init__(self, pipe: "SubjectPipeline"):
         self._pipe = pipe
 
-    def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
-        if not (references := shown(references, "TowerJudge")):
+    def check(self, asked: Plan | str, references: Pictures | None) -> None:
+        """Raise ValueError where there is nothing to compare with."""
+        if not shown(references, "TowerJudge"):
             raise ValueError("TowerJudge compares with references, and there are none: expected subject_images.")
-        painted, seen = self._views(pictures), self._views(references)
-        alike = F.cosine_similarity(painted[:, None], seen[None], dim=-1).clamp(min=0).mean(1)
-        return [Score(subject=each) for each in alike.tolist()]
+
+    def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
+        self.check(asked, references)
+        seen = torch.stack([self._view(each) for each in references or ()])
+        alike = [F.cosine_similarity(self._view(each)[None], seen).clamp(min=0).mean() for each in pictures]
+        return [Score(subject=float(each)) for each in alike]
 
     @torch.no_grad()
-    def _views(self, images: Pictures) -> Float[Tensor, "images width"]:
-        """Each image is read by itself, by the MLLM's own forward: offloading brings no other part of it."""
+    def _view(self, image: Image.Image) -> Float[Tensor, " width"]:
+        """By the MLLM's own forward, which offloading knows, and by itself: a tower sees no other image."""
         reader, _ = self._pipe.adapters()
-        views = []
-        for image in read_images(images, self._pipe.limits).images:
-            with output_of(reader.projector) as tokens:
-                reader.read_references([image])
-            views.append(tokens[0].float().flatten(0, -2).mean(0))
-        return torch.stack(views)
+        with output_of(reader.projector) as tokens:
+            reader.read_references(read_images([image], self._pipe.limits).images)
+        return tokens[0].float().flatten(0, -2).mean(0)
 
 
 @contextmanager

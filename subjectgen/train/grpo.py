@@ -21,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from subjectgen.files import whole_file, whole_folder
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.reasoning.instruction import request_to_plan
+from subjectgen.references import read_images
 from subjectgen.train.interruption import interruption
 from subjectgen.train.report import Tell, report
 from subjectgen.train.tasks import Task
@@ -155,7 +156,7 @@ def trainer_of(
             report_to="none",
             disable_tqdm=True,
         ),
-        train_dataset=dataset_of(tasks, settings.steps * settings.requests, pipe.config["plan_instruction"]),
+        train_dataset=dataset_of(tasks, settings.steps * settings.requests, pipe),
         processing_class=pipe.processor,
         peft_config=LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules=DECODER),
     )
@@ -163,15 +164,19 @@ def trainer_of(
     return trainer
 
 
-def dataset_of(tasks: Tasks, count: int, instruction: str) -> Dataset:
-    """Tasks as TRL takes them, made when they are asked for; the column `task` goes to the rewards."""
+def dataset_of(tasks: Tasks, count: int, pipe: "SubjectPipeline") -> Dataset:
+    """Tasks as TRL takes them, made when they are asked for; the column `task` goes to the rewards.
+
+    References lie on white squares, as the pipeline reads them: boxes are in percent of these.
+    """
+    instruction, limits = pipe.config["plan_instruction"], pipe.limits
 
     def rows(numbers: dict[str, list[int]]) -> dict[str, list[Any]]:
         made = [tasks[number] for number in numbers["number"]]
         words = [request_to_plan(instruction, task.prompt) for task in made]
         return {
             "prompt": [[{"role": "user", "content": each}] for each in words],
-            "images": [list(task.references) for task in made],
+            "images": [list(read_images(task.references, limits).images) for task in made],
             "task": made,
         }
 
@@ -186,18 +191,20 @@ def check_reading(pipe: "SubjectPipeline", task: Task) -> None:
             f"{type(pipe.mllm).__name__} is read in words that are not those of its chat template: expected an "
             "InternVL, such as mini's"
         )
-    images = [{"type": "image", "image": image} for image in task.references]
+    references = read_images(task.references, pipe.limits).images
+    images = [{"type": "image", "image": image} for image in references]
     message = {"role": "user", "content": [*images, {"type": "text", "text": task.prompt}]}
     asked = pipe.processor.apply_chat_template(
         [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     text = reader.template(task.prompt, len(task.references))
     ids = pipe.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if asked["input_ids"][0].tolist() != ids or len(asked["pixel_values"]) != len(task.references):
+    pixels, read = asked["pixel_values"], reader.pixel_values(references)
+    if asked["input_ids"][0].tolist() != ids or pixels.shape != read.shape or not pixels.allclose(read):
         raise ValueError(
-            f"the processor reads {len(asked['pixel_values'])} tiles and {asked['input_ids'].shape[1]} tokens of "
+            f"the processor reads {len(pixels)} tiles and {asked['input_ids'].shape[1]} tokens of "
             f"{len(task.references)} references and a request, the pipeline {len(ids)} tokens and one tile each: "
-            "expected the same. Set processor.image_processor.crop_to_patches = False."
+            "expected the same, pixel by pixel. Set processor.image_processor.crop_to_patches = False."
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from subjectgen.data.render import Renderer
 from subjectgen.evaluate.emoji import box_mask
 from subjectgen.evaluate.sheet import picture_of
 from subjectgen.likeness import Clip, Dino
+from subjectgen.reasoning.paint import words_and_references
 from subjectgen.train.rewards import plan_in
 from subjectgen.train.tasks import EmojiTask, Task
 
@@ -42,25 +44,27 @@ class Painter:
     def __init__(self, pipe: "SubjectPipeline"):
         self._pipe = pipe
         self._texts: list[str] = []
+        self._tasks: list[Task] = []
         self._pictures: list[Picture | None] = []
 
     def __call__(self, texts: Sequence[str], tasks: Sequence[Task]) -> list[Picture | None]:
         """A picture for each text, None where it is no plan that can be painted. One at a time, for they are large."""
-        if list(texts) != self._texts:
-            pairs = zip(texts, tasks, strict=True)
+        if list(texts) != self._texts or list(tasks) != self._tasks:  # tasks are equal only to themselves
+            self._texts, self._tasks = list(texts), list(tasks)
             with answering(self._pipe.mllm):
-                self._texts, self._pictures = list(texts), [self._painted(text, task) for text, task in pairs]
+                self._pictures = [self._painted(text, task) for text, task in zip(texts, tasks, strict=True)]
         return self._pictures
 
     def _painted(self, text: str, task: Task) -> Picture | None:
         plan = plan_in(text, len(task.references), task.prompt)
         if plan is None:
             return None
-        noise = torch.Generator().manual_seed(NOISE)
         try:
-            result = self._pipe(plan, list(task.references), generator=noise, output_type="pt")
+            words_and_references(plan.replace(subject_images=list(task.references)), self._pipe.limits)
         except ValueError:  # a box that shows nothing of its picture: worth nothing, as any plan that cannot be painted
             return None
+        noise = torch.Generator().manual_seed(NOISE)
+        result = self._pipe(plan, list(task.references), generator=noise, output_type="pt")
         return result.images[0].float().cpu() * 2 - 1
 
 
@@ -91,6 +95,7 @@ class RegionReward(PictureReward):
         scene, inside = task.asked.scene, box_mask(task.asked.scene)
         empty = replace(scene, placements=())
         truth, ground = self._renderer.scenes([scene, empty], [list(task.looks), []]).cpu()
+        picture = F.interpolate(picture[None], truth.shape[-2:], mode="area")[0]  # other models paint other sizes
         wrong, worst = ((each - truth)[:, inside].square().sum() for each in (picture, ground))
         return max(1 - float(wrong / worst), 0.0)
 
@@ -103,8 +108,8 @@ class DinoReward(PictureReward):
         self._dino = dino
 
     def score(self, picture: Picture, task: Task) -> float:
-        """-1..1."""
-        return float(self._dino([picture_of(picture)], task.references).mean())
+        """0..1, a negative cosine as 0: no picture is worth less than none."""
+        return float(self._dino([picture_of(picture)], task.references).mean().clamp(min=0))
 
 
 class PickReward(PictureReward):
@@ -115,5 +120,5 @@ class PickReward(PictureReward):
         self._pickscore = pickscore
 
     def score(self, picture: Picture, task: Task) -> float:
-        """-1..1; PickScore itself is a hundred times this."""
-        return float(self._pickscore([picture_of(picture)], task.prompt))
+        """0..1, a negative cosine as 0; PickScore itself is a hundred times this."""
+        return float(self._pickscore([picture_of(picture)], task.prompt).clamp(min=0))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import IMAGE_SIZE
-from tiny_pipeline import reasoning_pipeline, shorten_plans
+from tiny_pipeline import picture, reasoning_pipeline, shorten_plans
 from tiny_subjects import cutout_folder
 from transformers import InternVLForConditionalGeneration
 from typer.testing import CliRunner
@@ -162,6 +162,19 @@ class TestResume:
     def test_other_settings(self, straight):
         with pytest.raises(ValueError, match=r"trained with group=4, this is group=2: expected the same"):
             go(straight[0], 4, resume=True, group=2)
+
+    def test_other_rewards_tasks_or_weights(self, straight, monkeypatch):
+        with pytest.raises(
+            ValueError, match=r"trained with rewards=\['ascii', 'number'\], this is rewards=\['ascii'\]"
+        ):
+            go(straight[0], 4, resume=True, given=rewards()[:1])
+        with pytest.raises(ValueError, match=r"trained with mllm=\w+, this is mllm=\w+: expected the same"):
+            go(straight[0], 4, resume=True, pipe=straight[1])
+        monkeypatch.setattr(
+            Numbered, "__getitem__", lambda self, number: Task(prompt="a cat 7", references=(picture("red"),))
+        )
+        with pytest.raises(ValueError, match="trained with first task="):
+            go(straight[0], 4, resume=True)
 
 
 class TestRefused:

@@ -6,6 +6,7 @@ the format has a reward of its own. Each reward is normalised within its group b
 widest spread would drown the others (arXiv 2601.05242).
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +22,11 @@ from trl import GRPOConfig, GRPOTrainer
 from subjectgen.files import whole_file, whole_folder
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.reasoning.instruction import request_to_plan
-from subjectgen.references import read_images
+from subjectgen.references import key_of, read_images
 from subjectgen.train.interruption import interruption
 from subjectgen.train.report import Tell, report
 from subjectgen.train.tasks import Task
+from subjectgen.weights import model_hash
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
@@ -107,7 +109,7 @@ def train(
     run and `resume` is not set, or one of other settings, or the MLLM is none that can be trained here.
     """
     check_reading(pipe, tasks[0])
-    checkpoint = last_checkpoint(out, settings, resume)
+    checkpoint = last_checkpoint(out, facts_of(pipe, tasks, rewards, settings), resume)
     step = 0 if checkpoint is None else step_of(checkpoint)
     plans = settings.group * settings.requests
     with report(True, out, "grpo", plans, step, "plans") as tell, interruption() as stopped:
@@ -208,13 +210,25 @@ def check_reading(pipe: "SubjectPipeline", task: Task) -> None:
         )
 
 
-def last_checkpoint(out: Path, settings: Settings, resume: bool) -> Path | None:
-    """Where the run in this folder stands: its last whole checkpoint, None for a new run, whose settings are noted."""
+def facts_of(pipe: "SubjectPipeline", tasks: Tasks, rewards: Sequence[Reward], settings: Settings) -> dict[str, Any]:
+    """What a run is of: its settings, rewards, the MLLM as it begins, and the first of its tasks."""
+    first = tasks[0]
+    shown = "".join(key_of(image) for image in first.references)
+    return {
+        **asdict(settings),
+        "rewards": [reward.__name__ for reward in rewards],
+        "mllm": model_hash({"mllm": pipe.mllm}),
+        "first task": hashlib.sha256(f"{first.prompt}\n{shown}".encode()).hexdigest(),
+    }
+
+
+def last_checkpoint(out: Path, facts: dict[str, Any], resume: bool) -> Path | None:
+    """Where the run in this folder stands: its last whole checkpoint, None for a new run, whose facts are noted."""
     file = out / "settings.json"
     if file.exists():
-        _check_same_run(out, json.loads(file.read_text()), settings, resume)
+        _check_same_run(out, json.loads(file.read_text()), facts, resume)
     with whole_file(file) as path:
-        path.write_text(json.dumps(asdict(settings), indent=1))
+        path.write_text(json.dumps(facts, indent=1))
     whole = [state.parent for state in (out / "checkpoints").glob("checkpoint-*/trainer_state.json")]  # written last
     return max(whole, key=step_of, default=None)
 
@@ -224,10 +238,10 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _check_same_run(out: Path, noted: dict[str, Any], settings: Settings, resume: bool) -> None:
+def _check_same_run(out: Path, noted: dict[str, Any], facts: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise ValueError(f"{out} holds a run: pass --resume to go on with it, or choose another --out")
-    for name, value in asdict(settings).items():
+    for name, value in facts.items():
         if name != "steps" and noted.get(name) != value:
             raise ValueError(
                 f"{out} was trained with {name}={noted.get(name)}, this is {name}={value}: expected the same. "

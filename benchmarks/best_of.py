@@ -68,7 +68,10 @@ def compare(
     gains = {name: list(map(gained, ways[way], ways[FIRST])) for name, way in GAINS.items()}
     subjects = [case.subject for case in benchmark.cases]
     return {
-        way: {name: mean_with_interval([each[name] for each in scores], subjects) for name in (*FIGURES, BOTH)}
+        way: {
+            name: mean_with_interval([each[name] for each in scores], subjects, share=way in WAYS)
+            for name in (*FIGURES, BOTH)
+        }
         for way, scores in (ways | gains).items()
     }
 

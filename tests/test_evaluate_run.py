@@ -86,9 +86,20 @@ class TestIntervals:
     def test_a_subject_with_more_pictures_weighs_more(self):
         assert mean_with_interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).mean == 0.75
 
-    def test_where_resampling_tells_nothing(self):
+    def test_where_nothing_can_be_told(self):
+        """A single subject; and equal values that are no share, as a difference of 0 or a judge's lowest score."""
         assert mean_with_interval([0.0, 1.0], ["a", "a"]).low is None
-        assert mean_with_interval([1.0, 1.0], ["a", "b"]).high is None
+        assert mean_with_interval([1.0, 1.0], ["a", "a"], share=True).low is None
+        assert mean_with_interval([0.0, 0.0], ["a", "b"]).high is None
+        assert mean_with_interval([0.5, 0.5], ["a", "b"], share=True).high is None
+
+    def test_a_share_of_all_or_of_nothing(self):
+        """At the bound all of 60 subjects are right with a chance of 2.5 %, whatever their number of pictures."""
+        subjects = [str(i % 60) for i in range(240)]
+        all_right, none = (mean_with_interval([value] * 240, subjects, share=True) for value in (1.0, 0.0))
+        assert all_right.low**60 == pytest.approx(0.025) and all_right.high == 1
+        assert (1 - none.high) ** 60 == pytest.approx(0.025) and none.low == 0
+        assert told(Figure(name="a", heading="a", unit="%"), all_right) == "100.0 (94.0..100.0)"
 
     def test_no_values(self):
         with pytest.raises(ValueError, match="0 values"):

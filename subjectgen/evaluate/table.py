@@ -31,12 +31,13 @@ def _by_stages(benchmark: Measured, lines: Sequence[Line]) -> dict[str, dict[str
 
 def by_figure(figures: Sequence[Figure], lines: Sequence[Line]) -> dict[str, Mean]:
     """The mean of each score, over the lines that have it."""
-    having = {each.name: [line for line in lines if each.name in line["scores"]] for each in figures}
-    return {
-        name: mean_with_interval([line["scores"][name] for line in some], [line["subject"] for line in some])
-        for name, some in having.items()
-        if some
-    }
+    having = {each: [line for line in lines if each.name in line["scores"]] for each in figures}
+    return {figure.name: _mean(figure, some) for figure, some in having.items() if some}
+
+
+def _mean(figure: Figure, lines: Sequence[Line]) -> Mean:
+    values, subjects = ([line["scores"][figure.name] for line in lines], [line["subject"] for line in lines])
+    return mean_with_interval(values, subjects, share=figure.unit == "%")
 
 
 def told(figure: Figure, mean: Mean) -> str:

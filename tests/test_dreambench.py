@@ -126,7 +126,7 @@ class TestScores:
     def test_the_ceiling(self, data):
         """Each photograph against the others of its subject; no prompt asked for it, so nothing obeys one."""
         benchmark = DreamBench(data, [Eyes(), Talker()], num_prompts=1)
-        paintings = benchmark.ceiling()
+        paintings = benchmark.photographs()
         assert len(paintings) == 90 and {len(each.case.files) for each in paintings} == {2}
         assert all(each.file not in each.case.files for each in paintings)
         cats = [each for each in paintings if each.case.subject == "cat"]

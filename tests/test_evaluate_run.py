@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageColor
 from tiny_benchmark import ColourPainter, Colours, Interrupted
 
-from subjectgen.evaluate.cases import Figure, Shard, cases_hash, paintings_of
+from subjectgen.evaluate.cases import Figure, Shard, cases_hash, paintings_of, pictures_found, references_hash
 from subjectgen.evaluate.generation import Settings, stages_by_name
 from subjectgen.evaluate.intervals import Mean, mean_with_interval
 from subjectgen.evaluate.plots import COLOURS, curve, svg_of
@@ -208,6 +208,25 @@ class TestPaint:
         with pytest.raises(ValueError, match="case c-2 in --out asked for 'lime' and asks for 'navy' now"):
             run(tmp_path, ColourPainter(), benchmark=other, phase="paint")
 
+    def test_other_references_are_not_scored(self, tmp_path):
+        """A truth that differs from that which was painted for would be scored without a word."""
+        run(tmp_path, ColourPainter(), phase="paint")
+        with pytest.raises(ValueError, match=r"case c-0 in --out .* or of other references: .*--cutouts"):
+            run(tmp_path, benchmark=Colours(ground="navy"), phase="score")
+        assert not (tmp_path / "scores.jsonl").exists()
+
+    def test_cases_of_earlier_calls_stay(self, tmp_path):
+        """Cases 0 to 3, then 2 to 5 only: all of them are known, and a changed one is refused."""
+        first, second = Colours(), Colours()
+        first.cases, second.cases = first.cases[:4], second.cases[2:]
+        for benchmark in (first, second):
+            run(tmp_path, ColourPainter(), benchmark=benchmark, phase="paint")
+        known = [json.loads(line)["case"] for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
+        assert known == [f"c-{i}" for i in range(6)]
+        first.cases[0] = replace(first.cases[0], prompt="navy")
+        with pytest.raises(ValueError, match="case c-0 in --out asked for 'red'"):
+            run(tmp_path, ColourPainter(), benchmark=first, phase="paint")
+
     def test_further_stages_join(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint")
         pipe = ColourPainter()
@@ -267,6 +286,24 @@ class TestScore:
         run(tmp_path, benchmark=again, phase="score")
         assert len(again.looked_at) == 12
 
+    def test_scores_of_other_calls_are_kept(self, tmp_path):
+        """Fewer cases and a single seed: only their figures are told, and nothing is scored twice."""
+        run(tmp_path, ColourPainter())
+        fewer, again = Colours(), Colours()
+        fewer.cases = fewer.cases[:2]
+        means = run(tmp_path, benchmark=fewer, phase="score", num_seeds=1)
+        assert means["plain"]["free"]["right"].count == 2 and len(lines(tmp_path)) == 12
+        run(tmp_path, benchmark=again, phase="score")
+        assert fewer.looked_at == again.looked_at == []
+
+    def test_a_line_that_lacks_something_is_scored_again(self, tmp_path):
+        run(tmp_path, ColourPainter())
+        without = [{name: value for name, value in line.items() if name != "model"} for line in lines(tmp_path)]
+        (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in without))
+        again = Colours()
+        run(tmp_path, benchmark=again, phase="score")
+        assert len(again.looked_at) == len(lines(tmp_path)) == 12
+
     def test_what_is_missing_is_told(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint", shard=Shard(index=1, count=4))
         means = run(tmp_path, phase="score")
@@ -292,6 +329,19 @@ class TestScore:
         assert list(means["plain"]) == ["rival"]
         assert means["plain"]["rival"]["right"].mean == pytest.approx(2 / 3)
         assert [line["model"] for line in lines(tmp_path / "out")] == [None] * 3
+        assert json.loads((tmp_path / "out" / "table.json").read_text())["pictures"] == "3 of 12"
+
+    @pytest.mark.parametrize("other", ["c-0-00.png", "c-0-².png", "c-0-٣.png"])
+    def test_a_number_is_written_in_one_way(self, tmp_path, other):
+        for name in ("c-0-0.png", other):
+            Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+        assert [each.file.name for each in pictures_found(Colours().cases, tmp_path)] == ["c-0-0.png"]
+
+    def test_two_files_of_one_picture(self, tmp_path):
+        for name in ("c-0-0.png", "c-0-1.png", "c-0-0.jpg"):
+            Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+        with pytest.raises(ValueError, match=r"c-0-0\.jpg' and 'c-0-0\.png' are there: expected one of them"):
+            pictures_found(Colours().cases, tmp_path)
 
     def test_scores_of_a_model_are_not_replaced(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint")
@@ -354,6 +404,16 @@ class TestReport:
         asked = [[f"c-{i}", f"s{i // 2}", colour, 100 + i] for i, colour in enumerate(PROMPTS)]
         assert table["sha256 of the cases"] == hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         assert cases_hash([replace(Colours().cases[0], prompt="navy")]) != cases_hash(Colours().cases[:1])
+
+    def test_so_have_references(self, out):
+        """By hand: the pixels of each case's reference. Another reference is another one, with the same cases."""
+        grounds = ["gray"] * 2 + ["pink"] * 4
+        pixels = [bytes(ImageColor.getrgb(ground)) * 64 for ground in grounds]
+        shown = [[f"c-{i}", f"{hashlib.sha256(each).hexdigest()[:16]}.png"] for i, each in enumerate(pixels)]
+        found = json.loads((out / "table.json").read_text())["sha256 of the references"]
+        assert found == hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+        other = Colours(ground="navy")
+        assert references_hash(other) != found and cases_hash(other.cases) == cases_hash(Colours().cases)
 
     def test_the_curve_is_a_picture_as_well(self, out):
         """Both settings of stages are in it, each in its colour."""

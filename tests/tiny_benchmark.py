@@ -19,7 +19,9 @@ class Colours:
     figures = (Figure(name="likeness", heading="likeness", unit="%"), Figure(name="right", heading="right", unit="%"))
     checkpoints = ("someone/eyes@1",)
 
-    def __init__(self):
+    def __init__(self, ground="gray"):
+        """ground: of the first subject's reference."""
+        self.ground = ground
         colours = ("red", "blue", "lime", "cyan", "white", "black")
         self.cases = [
             Case(name=f"c-{i}", part="plain", subject=f"s{i // 2}", prompt=colour, seed=100 + i)
@@ -28,7 +30,7 @@ class Colours:
         self.looked_at = []
 
     def references(self, case):
-        return [Image.new("RGB", (8, 8), "gray" if case.subject == "s0" else "pink")]
+        return [Image.new("RGB", (8, 8), self.ground if case.subject == "s0" else "pink")]
 
     def truth(self, case):
         return Image.new("RGB", (8, 8), case.prompt)
@@ -41,7 +43,7 @@ class Colours:
     def measure(self, pipe):
         return {"sharpness": 12.5}
 
-    def ceiling(self):
+    def photographs(self):
         return []
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +15,8 @@ from subjectgen.files import whole_file
 
 SEEDS_APART = 100_000  # between the seeds of one case; those of neighbouring cases differ by one
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-CASES = "cases.jsonl"
+CASES, REFERENCES = "cases.jsonl", "references"
+NUMBER = re.compile(r"0|[1-9][0-9]*")  # each in one way: 00 would be a second picture 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,8 @@ class Benchmark(Measured, Protocol):
         """What is measured of the pipeline itself, by name."""
         ...
 
-    def ceiling(self) -> list["Painting"]:
-        """Pictures that are right by themselves, with cases of their own: what nothing painted should exceed."""
+    def photographs(self) -> list["Painting"]:
+        """Pictures that nothing painted, with cases of their own, for figures to be read beside; if there are any."""
         ...
 
 
@@ -108,6 +110,7 @@ class Painting:
     stages: str  # the row of the table that it belongs to: stages by name, or where else it is from
     number: int  # counted from 0
     file: Path
+    real: bool = False  # a photograph, which has no seed and no model
 
     @property
     def seed(self) -> int:
@@ -135,9 +138,19 @@ class Shard:
 
 
 def cases_hash(cases: Sequence[Case]) -> str:
-    """sha256 of names, subjects, prompts and seeds: figures of two machines with the same one are of the same cases."""
+    """sha256 of names, subjects, prompts and seeds: figures of two machines with the same one are of the same cases.
+
+    It does not cover what references show: see `references_hash`.
+    """
     asked = [[case.name, case.subject, case.prompt, case.seed] for case in cases]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def references_hash(benchmark: Benchmark) -> str:
+    """sha256 of the names of cases, each with the pixels of its references: all that a picture is painted from but the
+    prompt and the seed, which `cases_hash` covers."""
+    shown = [[case.name, *map(_file_name, benchmark.references(case))] for case in benchmark.cases]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def paintings_of(cases: Sequence[Case], stages: str, num_seeds: int, folder: Path) -> list[Painting]:
@@ -150,69 +163,98 @@ def paintings_of(cases: Sequence[Case], stages: str, num_seeds: int, folder: Pat
 
 
 def pictures_found(cases: Sequence[Case], folder: Path) -> list[Painting]:
-    """Pictures that something else made, named `<case>-<k>` with any of ENDINGS. Raises FileNotFoundError if none."""
+    """Pictures that something else made, named `<case>-<k>` with any of ENDINGS.
+
+    Raises FileNotFoundError if there is none, ValueError where two files are the same picture of a case.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"--images '{folder}' is not a folder: expected one with pictures <case>-<k>.png.")
     known = {case.name: case for case in cases}
     found = []
     for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS):
         name, _, k = file.stem.rpartition("-")
-        if name in known and k.isdigit():
+        if name in known and NUMBER.fullmatch(k):
             found.append(Painting(case=known[name], stages=folder.resolve().name, number=int(k), file=file))
     if not found:
         raise FileNotFoundError(
             f"--images '{folder}' holds no picture of this benchmark: expected names such as {cases[0].name}-0.png, "
             f"with a case of {CASES} and a number from 0 on."
         )
+    check_distinct([each.file for each in found])
     return found
 
 
+def check_distinct(files: Sequence[Path]) -> None:
+    """Raise ValueError for two pictures of a folder whose names differ in nothing but the ending."""
+    for first, second in pairwise(sorted(files, key=lambda file: (file.stem, file.suffix))):
+        if first.stem == second.stem:
+            raise ValueError(f"'{first}' and '{second.name}' are there: expected one of them. Remove the other.")
+
+
 def write_cases(benchmark: Benchmark, out: Path, num_seeds: int) -> None:
-    """Write `cases.jsonl` and `references/`: all that another program needs to paint the same.
+    """Write `references/` and `cases.jsonl`, all that another program needs to paint the same; earlier cases stay.
 
     Raises ValueError where a case of the same name asked for something else before: pictures of it would be taken for
     those of this one.
     """
-    lines = list(_lines(benchmark, out, num_seeds))
-    if (out / CASES).exists():
-        _check_same([json.loads(text) for text in (out / CASES).read_text().splitlines()], lines)
+    lines = {}
+    for case in benchmark.cases:
+        references = [_saved(image, out / REFERENCES) for image in benchmark.references(case)]
+        lines[case.name] = _line(case, references, num_seeds)
+    known = _read_cases(out)
+    _check_same(known, lines)
     with whole_file(out / CASES) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in (known | lines).values()))
 
 
-def _check_same(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> None:
-    known = {line["case"]: (line["prompt"], line["references"]) for line in before}
-    for line in now:
-        asked = (line["prompt"], line["references"])
-        if known.get(line["case"], asked) != asked:
+def check_cases(benchmark: Benchmark, out: Path) -> None:
+    """Raise ValueError unless cases that `write_cases` knows there ask for the same as those of the benchmark."""
+    known = _read_cases(out)
+    again = [case for case in benchmark.cases if case.name in known]
+    _check_same(known, {case.name: _line(case, map(_file_name, benchmark.references(case)), 0) for case in again})
+
+
+def _read_cases(out: Path) -> dict[str, dict[str, Any]]:
+    """Lines by the names of cases; none where there is no file."""
+    texts = (out / CASES).read_text().splitlines() if (out / CASES).exists() else []
+    return {line["case"]: line for line in map(json.loads, texts)}
+
+
+def _check_same(before: Mapping[str, dict[str, Any]], now: Mapping[str, dict[str, Any]]) -> None:
+    for name in (name for name in now if name in before):
+        asked, asks = ((lines[name]["prompt"], lines[name]["references"]) for lines in (before, now))
+        if asked != asks:
             raise ValueError(
-                f"case {line['case']} in --out asked for {known[line['case']][0]!r} and asks for {line['prompt']!r} "
-                "now, or of other references: expected the cases that were painted. Choose another --out."
+                f"case {name} in --out asked for {asked[0]!r} and asks for {asks[0]!r} now, or of other references: "
+                "expected the cases that were painted. Give the same --data or --cutouts, or choose another --out."
             )
 
 
-def _lines(benchmark: Benchmark, out: Path, num_seeds: int) -> Iterator[dict[str, Any]]:
-    """A line a case; its references are written on the way."""
-    for case in benchmark.cases:
-        references = [_saved(image, out / "references") for image in benchmark.references(case)]
-        yield {
-            "case": case.name,
-            "part": case.part,
-            "subject": case.subject,
-            "prompt": case.prompt,
-            "references": [file.relative_to(out).as_posix() for file in references],
-            "pictures": [f"{case.name}-{k}.png" for k in range(num_seeds)],
-            "seeds": [case.seed + k * SEEDS_APART for k in range(num_seeds)],
-        }
+def _line(case: Case, references: Iterable[str], num_seeds: int) -> dict[str, Any]:
+    """references: names of their files."""
+    return {
+        "case": case.name,
+        "part": case.part,
+        "subject": case.subject,
+        "prompt": case.prompt,
+        "references": [f"{REFERENCES}/{name}" for name in references],
+        "pictures": [f"{case.name}-{k}.png" for k in range(num_seeds)],
+        "seeds": [case.seed + k * SEEDS_APART for k in range(num_seeds)],
+    }
 
 
-def _saved(image: Image.Image, folder: Path) -> Path:
-    """A PNG named for what it shows: a reference of many cases is written once."""
-    file = folder / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
+def _file_name(image: Image.Image) -> str:
+    """For what it shows: a reference of many cases is one file."""
+    return f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
+
+
+def _saved(image: Image.Image, folder: Path) -> str:
+    """Write it as a PNG where it is not there. => its name."""
+    file = folder / _file_name(image)
     if not file.exists():
         with whole_file(file) as temporary:
             image.save(temporary, format="PNG")
-    return file
+    return file.name
 
 
 def check_phase(phase: str, phases: Sequence[str], shard: Shard) -> None:

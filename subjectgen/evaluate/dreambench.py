@@ -107,7 +107,7 @@ class DreamBench:
             for each, said in zip(scores, answers, strict=True)
         ]
 
-    def ceiling(self) -> list[Painting]:
+    def photographs(self) -> list[Painting]:
         """Every photograph of every subject, as if a model that keeps identity perfectly had painted it."""
         return [
             Painting(case=self._photograph(subject, file, files), stages="photographs", number=0, file=file)

@@ -129,7 +129,7 @@ class EmojiBenchmark:
                 values.append(psnr(pixels_from_latents(pipe.vae, latents)[0].float().cpu().clamp(-1, 1), truth))
         return {"PSNR of the autoencoder, dB": float(np.mean(values))}
 
-    def ceiling(self) -> list[Painting]:
+    def photographs(self) -> list[Painting]:
         """None: the truth is exact."""
         return []
 

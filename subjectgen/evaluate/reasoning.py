@@ -135,7 +135,7 @@ class ReasoningBenchmark:
         """Nothing."""
         return {}
 
-    def ceiling(self) -> list[Painting]:
+    def photographs(self) -> list[Painting]:
         """None: the truth is exact."""
         return []
 

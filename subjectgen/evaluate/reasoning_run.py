@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from subjectgen.evaluate.cases import Painting, Shard, check_phase, paintings_of, write_cases
+from subjectgen.evaluate.cases import Painting, Shard, check_cases, check_phase, paintings_of, write_cases
 from subjectgen.evaluate.generation import PICTURES, REMEDY
 from subjectgen.evaluate.plan_scores import decision_scores, read_scores
 from subjectgen.evaluate.plots import check_plots
 from subjectgen.evaluate.reasoning import Asked, Question, ReasoningBenchmark
 from subjectgen.evaluate.report import write_report
 from subjectgen.evaluate.run import SHEET, SHEET_ROWS, WHOLE
-from subjectgen.evaluate.scoring import SCORES, Line, score, write_lines
+from subjectgen.evaluate.scoring import SCORES, Line, key_of, read_lines, score, write_lines
 from subjectgen.evaluate.sheet import captioned_sheet
 from subjectgen.evaluate.table import Means, means_of, print_table, write_table
 from subjectgen.files import whole_file
@@ -131,6 +131,7 @@ def _asked(
 
 def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
     """Scores, table, sheet and report of all that is there. Raises FileNotFoundError where a plan or picture lacks."""
+    check_cases(benchmark, out)
     painted = [each for case in benchmark.cases for each in paintings(case, out)]
     files = [*(plan_file(out, case) for case in benchmark.cases), *(each.file for each in painted)]
     missing = [file for file in files if not file.exists()]
@@ -143,7 +144,7 @@ def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
     pictures = score(benchmark, painted, out, sha256)
     plans = [line for case in benchmark.cases for line in plan_lines(benchmark, case, read_plan(out, case))]
     lines = [*({"benchmark": benchmark.name, **line, "model": sha256} for line in plans), *pictures]
-    write_lines(out / SCORES, lines)
+    write_lines(out / SCORES, (read_lines(out / SCORES) | {key_of(line): line for line in lines}).values())
     means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, out)
     about = {"model": order.model, "sha256 of the model": sha256, "command": order.command}
     write_table(out, means, about)

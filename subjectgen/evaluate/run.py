@@ -11,10 +11,12 @@ from subjectgen.evaluate.cases import (
     Painting,
     Shard,
     cases_hash,
+    check_cases,
     check_phase,
     figure_of,
     paintings_of,
     pictures_found,
+    references_hash,
     write_cases,
 )
 from subjectgen.evaluate.generation import (
@@ -80,14 +82,16 @@ def evaluate(benchmark: Benchmark, out: Path, order: Order, open_pipe: Callable[
     """Do what is ordered; the pipeline is opened only to paint. => the means, none where nothing was scored."""
     if order.scores:
         check_plots()
-    if order.phase != "score":
+    if order.phase == "score":
+        check_cases(benchmark, out)
+    else:
         write_cases(benchmark, out, order.num_seeds)
     if order.paints:
         paint_all(open_pipe(), benchmark, out, order)
     if not order.scores:
         return {}
     if order.images is not None:
-        return score_images(benchmark, out, order.images, order.command)
+        return score_images(benchmark, out, order.images, order)
     return score_painted(benchmark, out, order)
 
 
@@ -126,31 +130,37 @@ def score_painted(benchmark: Benchmark, out: Path, order: Order) -> Means:
         **{name: f"{value:.2f}" for name, value in run.measured.items()},
     }
     paintings = all_paintings(benchmark, out, run, order.num_seeds)
-    return _score(benchmark, out, paintings, run.sha256, {**about, "command": order.command})
+    there = [each for each in paintings if each.file.exists()]
+    about |= {"pictures": f"{len(there)} of {len(paintings)}", "command": order.command}
+    return _score(benchmark, out, there, run.sha256, about)
 
 
-def score_images(benchmark: Benchmark, out: Path, images: Path, command: str) -> Means:
+def score_images(benchmark: Benchmark, out: Path, images: Path, order: Order) -> Means:
     """Score the pictures of a folder, named `<case>-<k>.png`; its name is the column of the table.
 
     Raises ValueError where the scores of a model would be replaced.
     """
     if (out / RUN).exists():
         raise ValueError(f"--out '{out}' holds pictures that were painted here: expected another one for '{images}'.")
-    about: dict[str, object] = {"model": f"pictures of '{images.resolve().name}'", "command": command}
-    return _score(benchmark, out, pictures_found(benchmark.cases, images), None, about)
+    found = pictures_found(benchmark.cases, images)
+    about: dict[str, object] = {
+        "model": f"pictures of '{images.resolve().name}'",
+        "pictures": f"{len(found)} of {len(benchmark.cases) * order.num_seeds}",
+        "command": order.command,
+    }
+    return _score(benchmark, out, found, None, about)
 
 
 def _score(
-    benchmark: Benchmark, out: Path, paintings: Sequence[Painting], model: str | None, about: dict[str, object]
+    benchmark: Benchmark, out: Path, there: Sequence[Painting], model: str | None, about: dict[str, object]
 ) -> Means:
-    """Scores, table, sheet, curve and report."""
-    there = [each for each in paintings if each.file.exists()]
+    """Scores, table, sheet, curve and report of pictures that are there."""
     if not there:
         raise FileNotFoundError(f"'{out / PICTURES}' holds no picture of these cases: run --phase paint first.")
-    lines = score(benchmark, [*there, *benchmark.ceiling()], out, model)
+    lines = score(benchmark, [*there, *benchmark.photographs()], out, model)
     about |= {
-        "pictures": f"{len(there)} of {len(paintings)}",
         "sha256 of the cases": cases_hash(benchmark.cases),
+        "sha256 of the references": references_hash(benchmark),
         "scored by": ", ".join(benchmark.checkpoints) or "the rendered truth",
     }
     means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, there)

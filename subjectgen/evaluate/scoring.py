@@ -20,7 +20,7 @@ Line = dict[str, Any]
 
 
 def score(benchmark: Benchmark, paintings: Sequence[Painting], out: Path, model: str | None) -> list[Line]:
-    """A line for each picture that is there, and `scores.jsonl` with all of them.
+    """A line for each picture that is there; `scores.jsonl` has them too, and what it had of other pictures.
 
     model: sha256 of what painted them, None where that is not known. A picture is scored again if it changed, or if
     other checkpoints look at it now.
@@ -34,9 +34,8 @@ def score(benchmark: Benchmark, paintings: Sequence[Painting], out: Path, model:
         facts = {_key(each): _facts(benchmark, each, model) for each in group}
         waiting = [each for each in group if not _is_scored(known.get(_key(each)), facts[_key(each)])]
         known |= _append(path, _scored(benchmark, waiting, facts))
-    kept = [known[_key(each)] for each in there]
-    write_lines(path, kept)
-    return kept
+    write_lines(path, known.values())
+    return [known[_key(each)] for each in there]
 
 
 def read_lines(path: Path) -> dict[str, Line]:
@@ -71,15 +70,15 @@ def _facts(benchmark: Benchmark, painting: Painting, model: str | None) -> Line:
         "subject": case.subject,
         "prompt": case.prompt,
         "stages": painting.stages,
-        "seed": painting.seed,
-        "model": model,
+        "seed": None if painting.real else painting.seed,
+        "model": None if painting.real else model,
         "picture": hashlib.sha256(painting.file.read_bytes()).hexdigest(),
         "checkpoints": list(benchmark.checkpoints),
     }
 
 
 def _is_scored(line: Line | None, facts: Mapping[str, Any]) -> bool:
-    return line is not None and all(line[name] == value for name, value in facts.items())
+    return line is not None and all(line.get(name) == value for name, value in facts.items())
 
 
 def _scored(benchmark: Benchmark, paintings: Sequence[Painting], facts: Mapping[str, Line]) -> Iterator[Line]:

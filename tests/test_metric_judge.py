@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -14,7 +15,7 @@ from tiny_pipeline import picture
 from transformers import AutoProcessor
 
 from subjectgen.checkpoints import Checkpoint
-from subjectgen.evaluate.metrics import chat
+from subjectgen.evaluate.metrics import chat, judge_prompts
 from subjectgen.evaluate.metrics.chat import QWEN3_VL, Endpoint, LocalModel, Question
 from subjectgen.evaluate.metrics.judge import LARGEST, Judge, as_shown, score_in, scores
 from subjectgen.evaluate.metrics.judge_prompts import prompt_question, subject_question
@@ -97,14 +98,23 @@ class TestJudge:
         texts = [each.text for each in answerer.asked]
         assert texts[:2] == [subject_question(1, 10), subject_question(2, 10)]
         assert texts[2:] == [prompt_question("a dog", 10), prompt_question("a cat", 10)]
-        assert judge.checkpoints == ("scripted@1 (omnicontext)",) and tuple(whole) == judge.names
+        assert re.fullmatch(r"scripted@1 \(omnicontext, questions [0-9a-f]{12}\)", *judge.checkpoints)
+        assert tuple(whole) == judge.names
 
     def test_scale(self):
         judge = Judge(Scripted("Score: 5", "Score: 1"), "dreambench++")
         assert judge([RED], [[RED]], [""]) == [{"judge_refused": 1}]  # DreamBench++ ends at 4
-        assert judge.checkpoints == ("scripted@1 (dreambench++)",)
+        assert judge.checkpoints[0].startswith("scripted@1 (dreambench++, ")
         with pytest.raises(ValueError, match=r"scale='geneval': expected one of 'dreambench\+\+', 'omnicontext'"):
             Judge(Scripted(), "geneval")
+
+    @pytest.mark.parametrize("name", ["SUBJECT", "PROMPT", "ANSWER"])
+    def test_other_questions_are_another_judge(self, name, monkeypatch):
+        """So that a picture's answers are not kept when what was asked has changed."""
+        before = Judge(Scripted()).checkpoints
+        assert Judge(Scripted()).checkpoints == before
+        monkeypatch.setattr(judge_prompts, name, "Please. " + getattr(judge_prompts, name))
+        assert Judge(Scripted()).checkpoints != before
 
     def test_without_reference(self):
         with pytest.raises(ValueError, match=r"picture 0 .* has no reference"):

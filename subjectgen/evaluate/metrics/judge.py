@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from subjectgen.evaluate.metrics.chat import Answerer, Question
-from subjectgen.evaluate.metrics.judge_prompts import prompt_question, subject_question
+from subjectgen.evaluate.metrics.judge_prompts import prompt_question, questions_hash, subject_question
 from subjectgen.evaluate.metrics.metric import Pictures, check_cases
 
 HIGHEST = {"dreambench++": 4, "omnicontext": 10}  # the best score on the scale of each benchmark
@@ -31,7 +31,8 @@ class Judge:
         if scale not in HIGHEST:
             raise ValueError(f"scale={scale!r}: expected one of {', '.join(map(repr, HIGHEST))}")
         self._answerer, self._highest = answerer, HIGHEST[scale]
-        self.checkpoints = (f"{answerer.checkpoint} ({scale})",)  # on another scale all is scored anew
+        questions = questions_hash(self._highest)[:12]
+        self.checkpoints = (f"{answerer.checkpoint} ({scale}, questions {questions})",)  # with others all is asked anew
         self.answers: list[dict[str, str]] = []  # of each picture of the last call: "subject" and "prompt"
 
     def __call__(

@@ -1,5 +1,7 @@
 """What a judge is asked, in our own words, and how it has to answer."""
 
+import hashlib
+
 SUBJECT = """\
 {shown}. Image {picture} was painted by a program that was asked to show {it} in another scene.
 
@@ -35,3 +37,9 @@ def subject_question(num_references: int, highest: int) -> str:
 def prompt_question(prompt: str, highest: int) -> str:
     """About what was painted, without any reference, so that a copy of one earns nothing."""
     return PROMPT.format(prompt=prompt, answer=ANSWER.format(highest=highest))
+
+
+def questions_hash(highest: int) -> str:
+    """sha256 of all wordings: answers to others are answers to something else."""
+    wordings = [subject_question(1, highest), subject_question(2, highest), prompt_question("", highest)]
+    return hashlib.sha256("\n".join(wordings).encode()).hexdigest()

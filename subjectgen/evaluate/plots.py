@@ -14,6 +14,7 @@ INCH = 0.16  # of height for each subject
 DPI = 160  # of a file
 SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "subjectgen", "font.size": 9}  # words stay words; no random names
 METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+AS_IT_IS = {"parse_math": False}  # names of stages and of subjects may have a $
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind
 
 
@@ -31,7 +32,7 @@ def curve(stages: Mapping[str, Mapping[str, Mean]], identity: Figure, obedience:
     for index, (name, (x, y)) in enumerate(zip(rows, points, strict=True)):
         colour = COLOURS[index % len(COLOURS)]
         axes.errorbar(x[0], y[0], xerr=_arms(x), yerr=_arms(y), fmt="o", color=colour, capsize=2, gid=f"point-{name}")
-        axes.annotate(name, (x[0], y[0]), textcoords="offset points", xytext=(6, 6), color=colour)
+        axes.annotate(name, (x[0], y[0]), textcoords="offset points", xytext=(6, 6), color=colour, **AS_IT_IS)
     axes.set_xlabel(identity.label)
     axes.set_ylabel(obedience.label)
     return figure
@@ -45,15 +46,17 @@ def by_subject(means: Mapping[str, Mapping[str, float]], identity: Figure) -> An
     first = next(iter(means.values()), {})
     subjects = sorted(first, key=lambda subject: first[subject])
     figure, axes = _figure(6.5, 1.2 + INCH * len(subjects))
-    for index, (name, values) in enumerate(means.items()):
+    for index, values in enumerate(means.values()):
         shown = [subject for subject in subjects if subject in values]
         places, colour = [subjects.index(subject) for subject in shown], COLOURS[index % len(COLOURS)]
         across = [values[subject] * identity.scale for subject in shown]
-        axes.plot(across, places, "o", color=colour, label=name, markersize=4, alpha=0.8)
-    axes.set_yticks(range(len(subjects)), subjects, fontsize=7)
+        axes.plot(across, places, "o", color=colour, markersize=4, alpha=0.8)
+    axes.set_yticks(range(len(subjects)), subjects, fontsize=7, **AS_IT_IS)
     axes.set_ylim(-1, len(subjects))
     axes.set_xlabel(identity.label)
-    axes.legend(loc="lower right", fontsize=7)
+    legend = axes.legend(axes.lines, list(means), loc="lower right", fontsize=7)  # listed, a name may begin with _
+    for text in legend.get_texts():
+        text.set(**AS_IT_IS)
     return figure
 
 

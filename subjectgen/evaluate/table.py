@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from subjectgen.evaluate.cases import Figure, Measured
@@ -19,9 +20,13 @@ Means = dict[str, dict[str, dict[str, Mean]]]  # by part, by stages, by figure
 
 
 def means_of(benchmark: Measured, lines: Sequence[Line]) -> Means:
-    """Every figure that applies: of each part, under each setting of stages, in the order they come in."""
-    parts = list(dict.fromkeys(line["part"] for line in lines))
-    return {part: _by_stages(benchmark, [line for line in lines if line["part"] == part]) for part in parts}
+    """Every figure that applies: of each part, under each setting of stages, in the order they come in.
+
+    A part of which nothing asked for can be told, as photographs of which only a judge is asked, is left out.
+    """
+    parts = dict.fromkeys(line["part"] for line in lines)
+    means = {part: _by_stages(benchmark, [line for line in lines if line["part"] == part]) for part in parts}
+    return {part: stages for part, stages in means.items() if any(stages.values())}
 
 
 def _by_stages(benchmark: Measured, lines: Sequence[Line]) -> dict[str, dict[str, Mean]]:
@@ -80,11 +85,11 @@ def print_table(benchmark: Measured, means: Means) -> None:
     console = Console()
     console.width = max(console.width, WIDTH)
     for part, stages in means.items():
-        table = Table(title=caption(benchmark, part, stages), title_justify="left")
+        table = Table(title=escape(caption(benchmark, part, stages)), title_justify="left")
         table.add_column("")
         for name in stages:
-            table.add_column(name, justify="right")
+            table.add_column(escape(name), justify="right")
         for row in rows_of(benchmark, stages):
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
     console.print(RESAMPLED, highlight=False)

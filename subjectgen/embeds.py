@@ -127,8 +127,8 @@ class Fingerprints:
     def __call__(self, *, mllm: nn.Module, vae: Any, processor: Any) -> dict[str, str]:
         return {
             "mllm": self._hash("mllm", mllm, lambda: state_hash(mllm)),
-            "vae": self._hash("vae", vae, lambda: _hash_of(state_hash(vae), _normalisation(vae))),
-            "processor": self._hash("processor", processor, lambda: _hash_of(_processor_settings(processor))),
+            "vae": self._hash("vae", vae, lambda: hash_of(state_hash(vae), normalisation(vae))),
+            "processor": self._hash("processor", processor, lambda: hash_of(processor_settings(processor))),
         }
 
     def _hash(self, name: str, component: Any, compute: Callable[[], str]) -> str:
@@ -146,19 +146,21 @@ def _stamp(component: Any) -> tuple[Any, ...]:
     return (id(component), *((id(t), t.dtype, 0 if t.is_inference() else t._version) for t in tensors.values()))
 
 
-def _normalisation(vae: Any) -> list[Any]:
+def normalisation(vae: Any) -> list[Any]:
+    """What turns its latents into those that are sampled, which no weight holds."""
     names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
     return [vae.config.get(name) for name in names]
 
 
-def _processor_settings(processor: Any) -> list[Any]:
+def processor_settings(processor: Any) -> list[Any]:
     """What decides which pixels and which ids the MLLM sees."""
     images = {key: value for key, value in processor.image_processor.to_dict().items() if key not in VERSIONED}
     per_image = getattr(processor, "image_seq_length", None)  # None: as many tokens as a picture's size asks for
     return [processor.chat_template, per_image, images, processor.tokenizer.get_vocab()]
 
 
-def _hash_of(*values: Any) -> str:
+def hash_of(*values: Any) -> str:
+    """sha256 of values as JSON has them."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 

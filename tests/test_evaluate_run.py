@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image, ImageColor
 from tiny_benchmark import ColourPainter, Colours, Interrupted
 
 from subjectgen.evaluate.cases import Figure, Shard, cases_hash, paintings_of, pictures_found, references_hash
 from subjectgen.evaluate.generation import Settings, stages_by_name
 from subjectgen.evaluate.intervals import Mean, mean_with_interval
-from subjectgen.evaluate.plots import COLOURS, curve, svg_of
+from subjectgen.evaluate.plots import COLOURS, by_subject, curve, svg_of
 from subjectgen.evaluate.run import Order, evaluate
 from subjectgen.evaluate.scoring import read_lines
-from subjectgen.evaluate.table import told
+from subjectgen.evaluate.table import means_of, print_table, told
 from subjectgen.extras import MissingExtraError
 from subjectgen.generate.stages import STAGE_PRESETS, Stage
 
@@ -200,6 +201,23 @@ class TestPaint:
             run(tmp_path, ColourPainter(weight=2.0), phase="paint")
         with pytest.raises(ValueError, match="steps is 7 and was 3"):
             run(tmp_path, ColourPainter(), phase="paint", settings=Settings(steps=7))
+
+    @pytest.mark.parametrize("name", ["negative", "scheduler", "processor", "vae"])
+    def test_the_same_weights_set_otherwise_do_not_mix_in(self, tmp_path, name):
+        run(tmp_path, ColourPainter(negative="empty_text"), phase="paint")
+        other = ColourPainter(negative="no_condition" if name == "negative" else "empty_text", license="another")
+        if name == "scheduler":
+            other.scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
+        if name == "processor":
+            other.processor.image_processor.image_mean = [0.4] * 3
+        if name == "vae":
+            other.vae.config["scaling_factor"] = 0.6
+        with pytest.raises(ValueError, match=f"{name} is .* and was .* for the pictures in --out.*another --out"):
+            run(tmp_path, other, phase="paint")
+
+    def test_what_no_picture_shows_may_change(self, tmp_path):
+        for licence in ("one", "another"):
+            run(tmp_path, ColourPainter(license=licence), phase="paint")
 
     def test_other_prompts_do_not_mix_in(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint")
@@ -441,6 +459,27 @@ class TestReport:
         x, y = zip(*(where(drawn, name) for name in ("one", "two", "three")), strict=True)
         assert x[0] < x[1] < x[2] and x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.01)
         assert y[1] < y[0] < y[2] and y[0] - y[1] == pytest.approx(y[2] - y[0], abs=0.01)
+
+    def test_names_stand_as_they_are(self):
+        """Neither formulas, nor hidden for what they begin with; the title of an axis is not theirs."""
+        names = ("_rival", "$x$ of $y$", "<b>")
+        spread = {"low": None, "high": None, "count": 1, "subjects": 1}
+        rows = {name: {each: Mean(mean=0.5, **spread) for each in "ab"} for name in names}
+        drawn = by_subject({name: {"_cat $1$": 0.5} for name in names}, *figures("a"))
+        texts = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+        assert texts == list(names)
+        for svg, expected in ((svg_of(drawn), (*names, "_cat $1$")), (svg_of(curve(rows, *figures("a", "b"))), names)):
+            assert set(expected) <= set(Page(svg).words)
+
+    def test_names_are_no_markup_on_the_screen(self, capsys):
+        mean = Mean(mean=0.5, low=None, high=None, count=1, subjects=1)
+        print_table(Colours(), {"plain": {"[red]rival[/red]": {"right": mean}, "[/]": {"right": mean}}})
+        assert "[red]rival[/red]" in (shown := capsys.readouterr().out) and "[/]" in shown
+
+    def test_a_part_without_any_figure(self):
+        line = {"part": "plain", "stages": "free", "subject": "s0", "scores": {"right": 1.0}}
+        means = means_of(Colours(), [line, {**line, "part": "photographs", "scores": {}}])
+        assert list(means) == ["plain"]
 
     def test_nothing_to_draw_with(self, tmp_path, monkeypatch):
         monkeypatch.setattr("subjectgen.extras.find_spec", lambda name: None)

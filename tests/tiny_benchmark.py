@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import torch
 from PIL import Image, ImageColor
+from tiny import tiny_processor, tiny_scheduler
 from torch import nn
 
 from subjectgen.evaluate.cases import Case, Figure, Scored
@@ -50,11 +51,13 @@ class Colours:
 class ColourPainter(SubjectPipeline):
     """Paints the prompt's colour, but black for any seed that is in `wrong`."""
 
-    def __init__(self, weight=1.0, stages="free", wrong=()):
+    def __init__(self, weight=1.0, stages="free", wrong=(), **settings):
         self.net, self.wrong, self.calls = nn.Linear(1, 1), wrong, []
         nn.init.constant_(self.net.weight, weight)
         nn.init.zeros_(self.net.bias)
-        self._config = {"stages": stages, "image_size": 8, "num_inference_steps": 3, "guidance_scale": 2.0}
+        self._config = {"stages": stages, "image_size": 8, "num_inference_steps": 3, "guidance_scale": 2.0, **settings}
+        self.scheduler, self.processor = tiny_scheduler(), tiny_processor()
+        self.vae = SimpleNamespace(config={"scaling_factor": 0.5})
 
     @property
     def config(self):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from subjectgen.embeds import hash_of, normalisation, processor_settings
 from subjectgen.evaluate.cases import Benchmark, Painting
 from subjectgen.files import whole_file
 from subjectgen.generate.stages import Stage, resolve_stages
@@ -20,6 +21,8 @@ RUN = "run.json"
 PICTURES = "pictures"
 MLLM_ONLY = "mllm-only"
 REMEDY = "Expected one model and its settings in a folder: choose another --out, or delete that one."
+UNSHOWN = {"license", "plan_instruction", "max_references"}  # settings of a pipeline that no picture shows
+HELD = {"stages", "image_size", "num_inference_steps", "guidance_scale"}  # those that a Run has fields for
 STAGES = (MLLM_ONLY, "free", "paper", "faithful", "default")  # from meaning to identity, then the model's own
 
 
@@ -36,6 +39,7 @@ class Run:
     guidance_scale: float
     stages: dict[str, tuple[Stage, ...]]
     measured: dict[str, float]  # what is measured of the model itself, such as its autoencoder
+    settings: dict[str, str] = field(default_factory=dict)  # see `settings_of`; a folder of before has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,19 @@ def run_of(pipe: SubjectPipeline, benchmark: Benchmark, model: str, names: Seque
         guidance_scale=pipe.config["guidance_scale"],
         stages=stages,
         measured={},
+        settings=settings_of(pipe),
     )
+
+
+def settings_of(pipe: SubjectPipeline) -> dict[str, str]:
+    """What changes pictures beside the weights and the other fields of a Run: values, or the sha256 of long ones."""
+    own = {name for name in pipe.config if not name.startswith("_")} - pipe.components.keys() - UNSHOWN - HELD
+    scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    return {name: str(pipe.config[name]) for name in sorted(own)} | {
+        "scheduler": hash_of(type(pipe.scheduler).__name__, scheduler),
+        "processor": hash_of(processor_settings(pipe.processor)),
+        "vae": hash_of(normalisation(pipe.vae)),
+    }
 
 
 def read_run(out: Path) -> Run:
@@ -94,10 +110,10 @@ def write_run(out: Path, run: Run) -> None:
 
 def joined(earlier: Run, run: Run) -> Run:
     """The same run with the stages of both. Raises ValueError where pictures of two models would be mixed."""
-    known, new = asdict(earlier), asdict(run)
-    for name in ("benchmark", "sha256", "size", "steps", "guidance_scale"):
-        if known[name] != new[name]:
-            raise ValueError(f"{name} is {new[name]} and was {known[name]} for the pictures in --out. {REMEDY}")
+    known, new = asdict(earlier) | earlier.settings, asdict(run) | run.settings
+    for name in ("benchmark", "sha256", "size", "steps", "guidance_scale", *run.settings):
+        if known.get(name) != new[name]:
+            raise ValueError(f"{name} is {new[name]} and was {known.get(name)} for the pictures in --out. {REMEDY}")
     for name in earlier.stages.keys() & run.stages.keys():
         if earlier.stages[name] != run.stages[name]:
             raise ValueError(f"the stages '{name}' are others than those of the pictures in --out. {REMEDY}")

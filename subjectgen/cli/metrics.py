@@ -19,18 +19,36 @@ class JudgeOptions:
     scale: str = "omnicontext"
 
     def __post_init__(self):
+        from subjectgen.evaluate.metrics.judge import HIGHEST
+
         if self.url is not None and self.model is None:
             raise ValueError(f"--judge-url {self.url} without --judge-model: expected the model's name there.")
+        if self.scale not in HIGHEST:
+            raise ValueError(f"--judge-scale '{self.scale}' is no scale: expected {' or '.join(HIGHEST)}.")
+
+
+def check_metrics(asked: Sequence[str], judge: JudgeOptions) -> None:
+    """Raise ValueError for what `open_metrics` cannot open, or would not look at."""
+    pairs = _pairs(asked)
+    for name, folder in pairs:
+        _check(name, folder)
+        if name == "judge" and folder and judge.model is not None:
+            raise ValueError(f"--metric judge={folder} with --judge-model {judge.model}: expected one judge.")
+    if judge != JudgeOptions() and "judge" not in dict(pairs):
+        raise ValueError("--judge-model, --judge-url or --judge-scale without --metric judge: expected that as well.")
 
 
 def open_metrics(asked: Sequence[str], judge: JudgeOptions) -> "list[Metric]":
     """Each as NAME or NAME=FOLDER, a checkpoint that is here; on the best device. Raises ValueError, WeightsError."""
     from subjectgen.placement import best_device
 
-    pairs = [each.partition("=")[::2] for each in asked]
-    for name, folder in pairs:
-        _check(name, folder)
-    return [_opened(name, folder, judge, best_device()) for name, folder in pairs]
+    check_metrics(asked, judge)
+    return [_opened(name, folder, judge, best_device()) for name, folder in _pairs(asked)]
+
+
+def _pairs(asked: Sequence[str]) -> list[tuple[str, str]]:
+    """Names with their folders, "" where none is given."""
+    return [(name, folder) for name, _, folder in (each.partition("=") for each in asked)]
 
 
 def _check(name: str, folder: str) -> None:

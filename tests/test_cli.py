@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_benchmark import photograph_folder
 from tiny_pipeline import reasoning_pipeline, shorten_plans, tiny_pipeline
 from tiny_subjects import cutout_folder
 from torch import nn
@@ -30,7 +31,6 @@ from subjectgen.cli.generate import numbered, parse_size
 from subjectgen.cli.metrics import JudgeOptions, open_metrics
 from subjectgen.cli.model import open_model
 from subjectgen.evaluate.cases import Shard
-from subjectgen.evaluate.dreambench_prompts import REFERENCES
 from subjectgen.evaluate.sheet import GAP, LINE
 from subjectgen.extras import MissingExtraError
 from subjectgen.memory import OutOfMemory
@@ -599,11 +599,8 @@ class TestEvaluate:
 
     def test_dreambench(self, done: list[Any], painter: Painter, tmp_path: Path):
         """Painting needs no metric."""
-        for subject, number in REFERENCES.items():
-            (tmp_path / subject).mkdir()
-            for name in (number, "99"):
-                Image.new("RGB", (8, 8)).save(tmp_path / subject / f"{name}.jpg")
-        run("evaluate", "dreambench", "--data", str(tmp_path), "--phase", "paint", "--num-prompts", "5")
+        data = photograph_folder(tmp_path / "data")
+        run("evaluate", "dreambench", "--data", str(data), "--phase", "paint", "--num-prompts", "5")
         benchmark, out, order, _ = done
         assert [case.part for case in benchmark.cases] == ["one"] * 5 + ["two"] * 5 and not benchmark.figures
         assert (out, order.model, order.num_seeds) == (Path("out/dreambench"), "qwen-image-2.1", 4)
@@ -613,14 +610,20 @@ class TestEvaluate:
         refused("evaluate", "emoji", "--shard", "1/2", words=("--phase paint",))
         refused("evaluate", "emoji", "--cutouts", str(cutouts), "--phase", "score", "--out", str(tmp_path / "none"),
                 words=("run.json", "--images"))  # fmt: skip
-        refused("evaluate", "dreambench", "--data", str(tmp_path), words=("backpack/02.jpg", "google/dreambooth"))
+        dreambench = ("evaluate", "dreambench")
+        refused(*dreambench, "--data", str(tmp_path), words=("backpack has 0 of 6", "google/dreambooth"))
+        refused(*dreambench, words=("--data was not given", "google/dreambooth"))
+        refused(*dreambench, "--phase", "paint", "--metric", "dion", words=("'dion' is no metric",))
+        refused(*dreambench, "--judge-model", "eyes", words=("--judge-model", "without --metric judge"))
+        refused(
+            *dreambench, "--metric", "judge", "--judge-scale", "taste", words=("--judge-scale 'taste'", "omnicontext")
+        )
+        refused(*dreambench, "--metric", "judge=folder", "--judge-model", "eyes", words=("judge=folder", "one judge"))
         for metric, words in (("taste", ("'taste' is no metric", "dino")), ("pose", ("pose=FOLDER",))):
             with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
                 open_metrics([metric], JudgeOptions())
         with pytest.raises(ValueError, match="without --judge-model"):
             JudgeOptions(url="http://127.0.0.1:1")
-        with pytest.raises(ValueError, match="scale='taste': expected one of"):
-            open_metrics(["judge"], JudgeOptions(model="eyes", url="http://127.0.0.1:1", scale="taste"))
         assert not painter.opened
 
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from tiny_benchmark import ColourPainter
+from tiny_benchmark import ColourPainter, photograph_folder
 
 from subjectgen.evaluate.dreambench import DreamBench
 from subjectgen.evaluate.dreambench_prompts import CLASSES, LIVE, PAIRS, REFERENCES, prompts_of, prompts_of_pair
@@ -29,6 +30,16 @@ class Eyes:
         ]
 
 
+class Copies:
+    """Recall of any picture, and how far it is turned."""
+
+    names = ("patch_recall", "pose_confidence")
+    checkpoints = ("someone/patches@1",)
+
+    def __call__(self, pictures, references, prompts):
+        return [{"patch_recall": 0.25, "pose_confidence": 0.5} for _ in pictures]
+
+
 class Talker:
     """A judge that never likes anything, and says so."""
 
@@ -47,14 +58,7 @@ def near(first, second):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three photographs a subject in its own colour; of the cat one is in another."""
-    folder = tmp_path_factory.mktemp("photographs")
-    for index, (subject, reference) in enumerate(REFERENCES.items()):
-        (folder / subject).mkdir()
-        for number in {reference, "08", "09"}:
-            colour = "white" if (subject, number) == ("cat", "09") else (index * 8, 100, 50)
-            Image.new("RGB", (16, 12), colour).save(folder / subject / f"{number}.jpg", quality=100)
-    return folder
+    return photograph_folder(tmp_path_factory.mktemp("photographs"))
 
 
 def digest(prompts):
@@ -101,9 +105,24 @@ class TestCases:
         ]
         assert [image.size for image in benchmark.references(case)] == [(16, 12)] * 2
 
-    def test_a_missing_folder(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"lacks backpack/02.jpg, .* and more: .*google/dreambooth"):
+    def test_what_is_missing(self, data, tmp_path):
+        """A folder, a photograph, or the one that is the reference under another name."""
+        with pytest.raises(FileNotFoundError, match=r"backpack has 0 of 6 photographs, .* \.\.\.: .*google/dreambooth"):
             DreamBench(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"--data was not given: expected the 30 folders with 158 photo"):
+            DreamBench(None)
+        some = shutil.copytree(data, tmp_path / "some")
+        (some / "vase" / "05.jpg").unlink()
+        (some / "dog" / "02.jpg").rename(some / "dog" / "07.jpg")
+        words = r"'.*some': dog has no photograph 02, vase has 5 of 6 photographs: expected"
+        with pytest.raises(FileNotFoundError, match=words):
+            DreamBench(some)
+
+    def test_two_photographs_of_one_name(self, data, tmp_path):
+        shutil.copytree(data, tmp_path / "double")
+        (tmp_path / "double" / "can" / "03.jpg").rename(tmp_path / "double" / "can" / "01.png")
+        with pytest.raises(ValueError, match=r"can/01\.jpg' and '01\.png' are there: expected one of them"):
+            DreamBench(tmp_path / "double")
 
     def test_an_unknown_part(self, data):
         with pytest.raises(ValueError, match="--part 'three' is no part of DreamBench: expected one or two"):
@@ -125,25 +144,43 @@ class TestScores:
 
     def test_the_ceiling(self, data):
         """Each photograph against the others of its subject; no prompt asked for it, so nothing obeys one."""
-        benchmark = DreamBench(data, [Eyes(), Talker()], num_prompts=1)
-        paintings = benchmark.photographs()
-        assert len(paintings) == 90 and {len(each.case.files) for each in paintings} == {2}
+        benchmark = DreamBench(data, [Eyes(), Copies(), Talker()], num_prompts=1)
+        paintings = [each for each in benchmark.photographs() if each.case.part == "photographs"]
+        assert len(paintings) == 158 and {len(each.case.files) for each in paintings} == {3, 4, 5}
         assert all(each.file not in each.case.files for each in paintings)
         cats = [each for each in paintings if each.case.subject == "cat"]
         found = [benchmark.score(each.case, [Image.open(each.file)])[0] for each in cats]
-        assert [each.scores for each in found] == [{"dino_i": 0.5}, {"dino_i": 0.5}, {"dino_i": 0.0}]
+        assert [each.scores.pop("dino_i") for each in found] == [0, 0.75, 0.75, 0.75, 0.75]
+        assert [each.scores for each in found] == [{"patch_recall": 0.25, "pose_confidence": 0.5}] * 5
         assert all(each.answers == {} for each in found)
+
+    def test_the_floor(self, data):
+        """Each subject's reference against that of the next one."""
+        pairs = [each for each in DreamBench(data).photographs() if each.case.part == "others"]
+        found = [[file.relative_to(data).as_posix() for file in (each.file, *each.case.files)] for each in pairs]
+        assert len(found) == 30 and found[0] == ["backpack/02.jpg", "backpack_dog/02.jpg"]
+        assert found[-1] == ["wolf_plushie/04.jpg", "backpack/02.jpg"]
 
     def test_the_whole_of_it(self, data, tmp_path):
         order = Order(model="painter", stages=("free",), num_seeds=2)
         benchmark = DreamBench(data, [Eyes(), Talker()], num_prompts=3)
         means = evaluate(benchmark, tmp_path, order, lambda: Gray())
-        ceiling = means["photographs"]["photographs"]
-        assert ceiling["dino_i"].count == 90 and ceiling["dino_i"].mean == pytest.approx((29 * 3 + 1) / 90)
+        ceiling, floor = (means[part]["photographs"] for part in ("photographs", "others"))
+        assert ceiling["dino_i"].count == 158 and ceiling["dino_i"].mean == pytest.approx((153 + 4 * 0.75) / 158)
+        assert floor["dino_i"].count == 30 and floor["dino_i"].mean == 0
         assert "clip_t" not in ceiling and means["one"]["free"]["dino_i"].mean == 0
         lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-        assert len(lines) == 3 * 2 + 90 and lines[0]["answers"]["prompt"].startswith("No a backpack")
+        assert len(lines) == 3 * 2 + 158 + 30 and lines[0]["answers"]["prompt"].startswith("No a backpack")
         assert "photographs" in (tmp_path / "report.html").read_text()
+        nobody = [(line["model"], line["seed"]) for line in lines if line["stages"] == "photographs"]
+        assert set(nobody) == {(None, None)} and all(line["model"] for line in lines if line["stages"] == "free")
+
+    @pytest.mark.parametrize(("metric", "parts"), [(Copies, ["one", "photographs", "others"]), (Talker, ["one"])])
+    def test_a_metric_alone(self, data, tmp_path, metric, parts):
+        """Photographs are copies of their subjects to be read beside; a judge is not asked about them."""
+        order = Order(model="painter", stages=("free",), num_seeds=1)
+        means = evaluate(DreamBench(data, [metric()], num_prompts=1), tmp_path, order, lambda: Gray())
+        assert list(means) == list(json.loads((tmp_path / "table.json").read_text())["parts"]) == parts
 
 
 class Gray(ColourPainter):

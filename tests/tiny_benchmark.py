@@ -8,6 +8,7 @@ from tiny import tiny_processor, tiny_scheduler
 from torch import nn
 
 from subjectgen.evaluate.cases import Case, Figure, Scored
+from subjectgen.evaluate.dreambench_prompts import PHOTOGRAPHS
 from subjectgen.pipeline import SubjectPipeline
 
 
@@ -92,3 +93,13 @@ class Interrupted(ColourPainter):
         if len(self.calls) == self.batches:
             raise KeyboardInterrupt
         return super().__call__(*given, **options)
+
+
+def photograph_folder(folder):
+    """In place of DreamBench: as many of each subject, in a colour of its own; the cat's first is white."""
+    for index, (subject, count) in enumerate(PHOTOGRAPHS.items()):
+        (folder / subject).mkdir(parents=True)
+        for number in range(count):
+            colour = "white" if (subject, number) == ("cat", 0) else (index * 8, 100, 50)
+            Image.new("RGB", (16, 12), colour).save(folder / subject / f"{number:02d}.jpg", quality=100)
+    return folder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from subjectgen.cli.generate import parse_size
-from subjectgen.cli.metrics import JudgeOptions, open_metrics
+from subjectgen.cli.metrics import JudgeOptions, check_metrics, open_metrics
 from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization, open_model
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def emoji(
 
 @commands.command()
 def dreambench(
-    data: Annotated[Path, typer.Option(help="The folder with a folder of photographs for each of the 30 subjects.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The folder with a folder of photographs for each of the 30 subjects.")
+    ] = None,
     model: Model = "qwen-image-2.1",
     adapter: Adapter = None,
     metric: Annotated[
@@ -113,13 +115,14 @@ def dreambench(
     compile: Compile = False,
 ) -> None:
     """Measure on DreamBench's photographs: DINO-I, CLIP-I and CLIP-T of 750 prompts, and of real photographs."""
-    from subjectgen.evaluate.dreambench import PAINTED, DreamBench, check_photographs
+    from subjectgen.evaluate.dreambench import PAINTED, DreamBench, whole_data
     from subjectgen.evaluate.run import evaluate
 
     order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
-    check_photographs(data)
-    judge = JudgeOptions(model=judge_model, url=judge_url, scale=judge_scale)
-    metrics = open_metrics(metric or ("dino", "clip"), judge) if order.scores else ()
+    judge, asked = JudgeOptions(model=judge_model, url=judge_url, scale=judge_scale), metric or ("dino", "clip")
+    check_metrics(asked, judge)
+    data = whole_data(data)
+    metrics = open_metrics(asked, judge) if order.scores else ()
     benchmark = DreamBench(data, metrics, part or PAINTED, num_prompts)
     options = (adapter, quantization, offload, attention_backend, compile)
     evaluate(benchmark, out, order, lambda: open_model(model, *options))

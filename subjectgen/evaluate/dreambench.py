@@ -2,7 +2,8 @@
 
 Figures of `one` can be laid beside those of zero-shot papers if they name the same checkpoints, this one reference and
 no unique token. `two` is UNO's set of 30 pairs, each scored against both references. `photographs` is the ceiling: each
-real photograph of a subject against all others of it. More likeness than that can only be copying.
+real photograph of a subject against all others of it. More likeness than that can only be copying. `others` is the
+floor: the reference of each subject against that of the next.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from subjectgen.evaluate.cases import ENDINGS, Case, Figure, Painting, Scored
-from subjectgen.evaluate.dreambench_prompts import CLASSES, PAIRS, REFERENCES, prompts_of, prompts_of_pair
+from subjectgen.evaluate.cases import ENDINGS, Case, Figure, Painting, Scored, check_distinct
+from subjectgen.evaluate.dreambench_prompts import CLASSES, PAIRS, PHOTOGRAPHS, REFERENCES, prompts_of, prompts_of_pair
 from subjectgen.evaluate.metrics.metric import Metric
 from subjectgen.images import load_image
 from subjectgen.pipeline import SubjectPipeline
@@ -24,9 +25,12 @@ PARTS = {
     "one": "one subject, from one photograph",
     "two": "two subjects, from one photograph each",
     "photographs": "the ceiling: real photographs, each against all others of its subject",
+    "others": "the floor: real photographs, each against one of another subject",
 }
 PAINTED = ("one", "two")
-LIKENESS = ("dino_i", "clip_i")  # what can be said of a picture that no prompt asked for
+UNASKED = {  # what can be said of a picture that no prompt asked for
+    "dino_i", "clip_i", "patch_recall", "azimuth_difference", "polar_difference", "pose_confidence"
+}  # fmt: skip
 FIGURES = {
     "dino_i": Figure(name="dino_i", heading="DINO-I", digits=4),
     "clip_i": Figure(name="clip_i", heading="CLIP-I", digits=4),
@@ -35,7 +39,10 @@ FIGURES = {
     "azimuth_difference": Figure(name="azimuth_difference", heading="azimuth difference", unit="degrees"),
     "polar_difference": Figure(name="polar_difference", heading="polar difference", unit="degrees"),
 }
-SOURCE = "github.com/google/dreambooth (its folder `dataset`, CC BY 4.0)"
+EXPECTED = (
+    f"expected the {len(CLASSES)} folders with {sum(PHOTOGRAPHS.values())} photographs of "
+    "github.com/google/dreambooth (its folder `dataset`, CC BY 4.0). Download that and give its folder."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +60,16 @@ class DreamBench:
 
     def __init__(
         self,
-        data: Path,
+        data: Path | None,
         metrics: Sequence[Metric] = (),
         parts: Sequence[str] = ("one",),
         num_prompts: int | None = None,
     ):
         """data: a folder for each subject. num_prompts: so many of each part, spread over its subjects; None is all.
 
-        Raises FileNotFoundError where photographs are missing, ValueError for an unknown part.
+        Raises as `whole_data` does, ValueError for an unknown part.
         """
-        check_photographs(data)
-        self._data, self._metrics = data, tuple(metrics)
+        self._data, self._metrics = whole_data(data), tuple(metrics)
         self.checkpoints: tuple[str, ...] = tuple(each for metric in metrics for each in metric.checkpoints)
         names = [name for metric in metrics for name in metric.names]
         self.figures: tuple[Figure, ...] = tuple(
@@ -89,10 +95,10 @@ class DreamBench:
         return {}
 
     def score(self, case: PhotographCase, pictures: Sequence[Image.Image]) -> list[Scored]:
-        """What every metric says, and the words of those that answer; of photographs, how like the others they are."""
+        """What every metric says, and the words of those that answer; of photographs, what needs no prompt."""
         found = [Scored(scores={}) for _ in pictures]
         for metric in self._metrics:
-            if case.part in PAINTED or set(metric.names) & set(LIKENESS):
+            if case.part in PAINTED or UNASKED.intersection(metric.names):
                 found = [*map(joined, found, self._scored(metric, case, pictures))]
         return found
 
@@ -101,20 +107,23 @@ class DreamBench:
         number = len(pictures)
         scores = metric(pictures, [self.references(case)] * number, [case.prompt] * number)
         answers = getattr(metric, "answers", None) or [{}] * number
-        wanted = metric.names if case.part in PAINTED else LIKENESS
+        wanted = metric.names if case.part in PAINTED else UNASKED
         return [
             Scored(scores={name: value for name, value in each.items() if name in wanted}, answers=said)
             for each, said in zip(scores, answers, strict=True)
         ]
 
     def photographs(self) -> list[Painting]:
-        """Every photograph of every subject, as if a model that keeps identity perfectly had painted it."""
-        return [
-            Painting(case=self._photograph(subject, file, files), stages="photographs", number=0, file=file)
-            for subject in CLASSES
-            for files in [photographs(self._data, subject)]
-            for file in files
+        """As if a model that keeps identity perfectly had painted each photograph; then, as if one that keeps none."""
+        files = {subject: photographs(self._data, subject) for subject in CLASSES}
+        ceiling = [
+            _photograph("photographs", subject, file, tuple(other for other in own if other != file))
+            for subject, own in files.items()
+            for file in own
         ]
+        references = [self._reference(subject) for subject in CLASSES]
+        pairs = zip(CLASSES, references, references[1:] + references[:1], strict=True)
+        return [*ceiling, *(_photograph("others", subject, file, (other,)) for subject, file, other in pairs)]
 
     def _part(self, part: str) -> list[PhotographCase]:
         """Cases in the order of their prompts: the first 30 have a subject or pair each."""
@@ -125,18 +134,22 @@ class DreamBench:
         return [case for cases in zip_longest(*groups) for case in cases]
 
     def _cases(self, part: str, subjects: Sequence[str], prompts: Sequence[str]) -> list[PhotographCase]:
-        files = tuple(photograph_file(self._data, subject, REFERENCES[subject]) for subject in subjects)
+        files = tuple(map(self._reference, subjects))
         name = "+".join(subjects)
         return [
             PhotographCase(name=f"{name}-{i:02d}", part=part, subject=name, prompt=prompt, seed=SEED + i, files=files)
             for i, prompt in enumerate(prompts)
         ]
 
-    def _photograph(self, subject: str, file: Path, files: Sequence[Path]) -> PhotographCase:
-        """One photograph against the others."""
-        others = tuple(each for each in files if each != file)
-        name, prompt = f"photograph-{subject}-{file.stem}", f"a {CLASSES[subject]}"
-        return PhotographCase(name=name, part="photographs", subject=subject, prompt=prompt, seed=0, files=others)
+    def _reference(self, subject: str) -> Path:
+        return next(file for file in photographs(self._data, subject) if file.stem == REFERENCES[subject])
+
+
+def _photograph(part: str, subject: str, file: Path, against: tuple[Path, ...]) -> Painting:
+    """One photograph against others."""
+    name, prompt = f"{part}-{subject}-{file.stem}", f"a {CLASSES[subject]}"
+    case = PhotographCase(name=name, part=part, subject=subject, prompt=prompt, seed=0, files=against)
+    return Painting(case=case, stages="photographs", number=0, file=file, real=True)
 
 
 def joined(first: Scored, second: Scored) -> Scored:
@@ -152,31 +165,30 @@ def chosen(parts: Sequence[str]) -> list[str]:
     return [part for part in PAINTED if part in parts]
 
 
-def check_photographs(data: Path) -> None:
-    """Raise FileNotFoundError unless every subject has its reference and at least one photograph more."""
-    missing = [
-        f"{subject}/{REFERENCES[subject]}.jpg"
-        for subject in CLASSES
-        if not (files := photographs(data, subject)) or REFERENCES[subject] not in {file.stem for file in files}
-    ]
-    alone = [subject for subject in CLASSES if len(photographs(data, subject)) == 1]
-    if missing or alone:
-        lacking = [*missing, *(f"a second photograph in {subject}" for subject in alone)]
-        raise FileNotFoundError(
-            f"--data '{data}' lacks {', '.join(lacking[:3])}{' and more' if len(lacking) > 3 else ''}: expected the 30 "
-            f"folders of photographs of {SOURCE}. Download that and give its folder."
-        )
+def whole_data(data: Path | None) -> Path:
+    """The folder, with all photographs of all subjects. Raises FileNotFoundError for less, ValueError for doubles."""
+    if data is None:
+        raise FileNotFoundError(f"--data was not given: {EXPECTED}")
+    faults = [fault for subject in CLASSES if (fault := _fault(data, subject))]
+    if faults:
+        raise FileNotFoundError(f"--data '{data}': {', '.join(faults[:3])}{' ...' if faults[3:] else ''}: {EXPECTED}")
+    return data
+
+
+def _fault(data: Path, subject: str) -> str | None:
+    files = photographs(data, subject)
+    if len(files) != PHOTOGRAPHS[subject]:
+        return f"{subject} has {len(files)} of {PHOTOGRAPHS[subject]} photographs"
+    known = REFERENCES[subject] in {file.stem for file in files}
+    return None if known else f"{subject} has no photograph {REFERENCES[subject]}"
 
 
 def photographs(data: Path, subject: str) -> list[Path]:
-    """All photographs of a subject, by name."""
+    """All photographs of a subject, by name. Raises ValueError for two of one name."""
     folder = data / subject
-    files = folder.iterdir() if folder.is_dir() else ()
-    return sorted(file for file in files if file.suffix.lower() in ENDINGS)
-
-
-def photograph_file(data: Path, subject: str, name: str) -> Path:
-    return next(file for file in photographs(data, subject) if file.stem == name)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS) if folder.is_dir() else []
+    check_distinct(files)
+    return files
 
 
 @lru_cache(maxsize=32)

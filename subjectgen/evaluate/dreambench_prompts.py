@@ -1,4 +1,4 @@
-"""The facts of DreamBench: its subjects, its prompts, and which photograph of a subject is the reference.
+"""The facts of DreamBench: its subjects and photographs, its prompts, and which photograph is the reference.
 
 Subjects, classes and prompts: github.com/google/dreambooth, `dataset/prompts_and_classes.txt` (Ruiz et al. 2023, arXiv
 2208.12242), without its unique token, as zero-shot papers use it since Kosmos-G (arXiv 2310.02992). References, pairs
@@ -21,6 +21,12 @@ REFERENCES = {
     "dog5": "00", "dog6": "02", "dog7": "01", "dog8": "04", "duck_toy": "01", "fancy_boot": "02",
     "grey_sloth_plushie": "04", "monster_toy": "04", "pink_sunglasses": "04", "poop_emoji": "00", "rc_car": "03",
     "red_cartoon": "00", "robot_toy": "00", "shiny_sneaker": "01", "teapot": "04", "vase": "02", "wolf_plushie": "04",
+}  # fmt: skip
+PHOTOGRAPHS = {  # how many there are of each
+    "backpack": 6, "backpack_dog": 5, "bear_plushie": 5, "berry_bowl": 6, "can": 6, "candle": 5, "cat": 5, "cat2": 5,
+    "clock": 6, "colorful_sneaker": 5, "dog": 5, "dog2": 6, "dog3": 6, "dog5": 5, "dog6": 5, "dog7": 5, "dog8": 5,
+    "duck_toy": 4, "fancy_boot": 6, "grey_sloth_plushie": 5, "monster_toy": 5, "pink_sunglasses": 6, "poop_emoji": 5,
+    "rc_car": 5, "red_cartoon": 4, "robot_toy": 5, "shiny_sneaker": 6, "teapot": 5, "vase": 6, "wolf_plushie": 5,
 }  # fmt: skip
 PAIRS = (
     ("backpack_dog", "bear_plushie"), ("berry_bowl", "can"), ("candle", "clock"), ("colorful_sneaker", "duck_toy"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_pipeline import tiny_pipeline
 from tiny_subjects import cutout_folder, held_out
 
 from subjectgen.data.render import ReferencePose
@@ -131,6 +132,19 @@ class TestCases:
     def test_an_unknown_part(self, folder):
         with pytest.raises(ValueError, match="'four' is no part of the emoji benchmark: expected one, wordings"):
             EmojiBenchmark(1, folder, ("four",))
+
+
+class TestMeasure:
+    def test_the_autoencoder(self, folder):
+        """By hand: encoded, decoded and clipped; 10 log10(4 / error) of pixels -1..1, the mean over cases."""
+        benchmark, pipe, expected = EmojiBenchmark(2, folder), tiny_pipeline(), []
+        found = benchmark.measure(pipe)
+        for case in benchmark.cases:
+            truth = benchmark.rendered(case)[None]
+            with torch.no_grad():
+                again = pipe.vae.decode(pipe.vae.encode(truth).latent_dist.mode()).sample.clamp(-1, 1)
+            expected.append(10 * np.log10(4 / float((again - truth).square().mean())))
+        assert found == {"PSNR of the autoencoder on 2 truths, dB": pytest.approx(np.mean(expected), abs=1e-3)}
 
 
 class TestScores:

@@ -15,6 +15,7 @@ from tiny_pipeline import picture
 from transformers import AutoProcessor
 
 from subjectgen.checkpoints import Checkpoint
+from subjectgen.cli.metrics import JudgeOptions, open_metrics
 from subjectgen.evaluate.metrics import chat, judge_prompts
 from subjectgen.evaluate.metrics.chat import QWEN3_VL, Endpoint, LocalModel, Question
 from subjectgen.evaluate.metrics.judge import LARGEST, Judge, as_shown, score_in, scores
@@ -159,6 +160,11 @@ class TestLocalModel:
         assert together == [model([each])[0] for each in questions]
         assert len(set(together)) > 1
 
+    def test_opened_by_name(self, folder, model):
+        (judge,) = open_metrics([f"judge={folder}"], JudgeOptions(scale="dreambench++"))
+        assert judge([RED], [[BLUE]], ["a cat"]) == [{"judge_refused": 1}]
+        assert judge.checkpoints == Judge(model, "dreambench++").checkpoints
+
     def test_as_a_judge(self, model):
         """What it says at random is no score, and that is counted."""
         judge = Judge(model)
@@ -226,6 +232,13 @@ class TestEndpoint:
         path, key, asked = server.asked[0]
         assert (path, key) == ("/v1/chat/completions", "Bearer a-key")
         assert (asked["temperature"], asked["model"]) == (0, "eyes")
+
+    def test_opened_by_name(self, server):
+        """As the command line gives it: both questions reach that model there."""
+        (judge,) = open_metrics(["judge"], JudgeOptions(model="eyes", url=server.url, scale="dreambench++"))
+        assert judge([RED], [[BLUE]], ["a cat"]) == [{"judge_refused": 1}]
+        assert [asked["model"] for _, _, asked in server.asked] == ["eyes"] * 2
+        assert judge.checkpoints[0].startswith(f"eyes@{server.url}/ (dreambench++, ")
 
     def test_nothing_said(self, server):
         assert Endpoint.connect("mute", server.url)([Question(images=(), text="?")]) == [""]

@@ -20,6 +20,7 @@ from transformers import CLIPModel, ViTModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from subjectgen.checkpoints import Checkpoint, folder_of, network_of, version_of
+from subjectgen.cli.metrics import JudgeOptions, open_metrics
 from subjectgen.evaluate.metrics.metric import BATCH
 from subjectgen.evaluate.metrics.patches import (
     Patches,
@@ -46,6 +47,7 @@ from subjectgen.weights import WeightsError
 
 RED, TALL, WIDE = picture("red"), picture("blue", (30, 50)), picture("green", (70, 40))
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8))
+NO_JUDGE = JudgeOptions()
 NUM_LOGITS = 360 + 180 + 360 + 2
 
 
@@ -87,6 +89,14 @@ def middle(image, large, side):
     pixels = torch.from_numpy(np.array(resized.crop((left, top, left + side, top + side)))).permute(2, 0, 1) / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return ((pixels - mean[:, None, None]) / std[:, None, None])[None]
+
+
+def test_they_are_opened_by_name(folders, dino, clip, patches):
+    """From folders, as the command line gives them: each says what it says when it is opened by its class."""
+    found = open_metrics([f"dino={folders['dino']}", f"clip={folders['clip']}", f"patches={folders['dino']}"], NO_JUDGE)
+    asked = ([RED, TALL], [[WIDE], [RED, WIDE]], ["a cat", "a dog"])
+    assert [each(*asked) for each in found] == [each(*asked) for each in (dino, clip, patches)]
+    assert [each.checkpoints for each in found] == [each.checkpoints for each in (dino, clip, patches)]
 
 
 class TestDino:

@@ -23,9 +23,9 @@ from subjectgen.generate.stages import STAGE_PRESETS, Stage
 from subjectgen.models.dit.positions import position_features
 from subjectgen.reproduce import budget, run
 from subjectgen.reproduce.configuration import PAPER, SHIPPED, Part, Sampling, Training, read_configuration
-from subjectgen.reproduce.document import command, results_of, section, write_document
-from subjectgen.reproduce.measure import FIGURES, benchmark_of
-from subjectgen.reproduce.order import Comparison, comparisons, over_prompts, over_seeds
+from subjectgen.reproduce.document import command, introduction, results_of, scores_of, section, write_document
+from subjectgen.reproduce.measure import FIGURES, benchmark_of, by_subject
+from subjectgen.reproduce.order import Comparison, comparisons, over_seeds, over_subjects
 from subjectgen.reproduce.phase import RowPhase
 from subjectgen.reproduce.readings import Readings, copy_frozen
 from subjectgen.reproduce.row import finish, jobs_of, result_path
@@ -69,22 +69,46 @@ def phase_of(configuration, renderer, out, training, name="stage2", begin=0):
 
 class TestConfiguration:
     def test_the_rows_of_the_paper_have_its_figures(self):
-        """As `method.md` quotes them: Tables 1, 6, 7 and C, every row, and no figure where none could be read."""
-        labels = {name: [row.label for row in table.rows] for name, table in SHIPPED_CONFIGURATION.tables.items()}
-        assert {name: len(rows) for name, rows in labels.items()} == {
-            "table-1": 2,
-            "table-6": 4,
-            "table-7": 3,
-            "table-c": 5,
-            "layers": 4,
-            "conditions": 2,
+        """DINO-I, CLIP-I and CLIP-T as secondary sources quote them, and none where none could be read."""
+        tables = SHIPPED_CONFIGURATION.tables
+        found = {
+            name: [(row.label, *map(row.paper.get, PAPER)) for row in table.rows] for name, table in tables.items()
         }
-        with_figures = {row.label for row in SHIPPED_CONFIGURATION.rows if set(row.paper) == set(PAPER)}
-        without = {row.label for row in SHIPPED_CONFIGURATION.rows if not row.paper}
-        assert without == {*labels["layers"], *labels["conditions"]}
-        assert len(with_figures) + len(without) == len({row.label for row in SHIPPED_CONFIGURATION.rows})
-        ours = {row.paper["dino_i"] for row in SHIPPED_CONFIGURATION.rows if row.training == "dla" and row.paper}
-        assert ours == {0.6905, 0.7490, 0.7482, 0.7282, 0.7431}
+        none = (None, None, None)
+        assert tuple(PAPER.values()) == ("DINO-I", "CLIP-I", "CLIP-T")
+        assert found == {
+            "table-1": [
+                ("MLLM only", 0.6788, 0.8228, 0.2988),
+                ("MLLM + VAE", 0.7482, 0.8443, 0.3010),
+            ],
+            "table-6": [
+                ("last layer", 0.6566, 0.8128, 0.2893),
+                ("last layer + ViT", 0.7118, 0.8286, 0.2850),
+                ("one LAP", 0.7524, 0.8502, 0.2878),
+                ("DLA", 0.7482, 0.8443, 0.3010),
+            ],
+            "table-7": [
+                ("one stage, no masks", 0.7184, 0.8245, 0.2971),
+                ("one stage, masks", 0.5763, 0.7686, 0.2995),
+                ("two stages", 0.7482, 0.8443, 0.3010),
+            ],
+            "table-c": [
+                ("tau (0, 0)", 0.6905, 0.8225, 0.3044),
+                ("tau (.97, .90)", 0.7490, 0.8466, 0.2963),
+                ("tau (.95, .85)", 0.7482, 0.8443, 0.3010),
+                ("tau (.85, .70)", 0.7282, 0.8376, 0.3034),
+                ("tau (.95, .85), CFG 4", 0.7431, 0.8381, 0.3012),
+            ],
+            "layers": [("early", *none), ("mid", *none), ("late", *none), ("all", *none)],
+            "conditions": [("joint", *none), ("cached", *none)],
+        }
+
+    def test_the_note_on_masks_says_what_the_rows_drop(self):
+        single, masked = (SHIPPED_CONFIGURATION.phases[name].dropout for name in ("single", "masked"))
+        assert (single.semantic, single.identity, masked.semantic, masked.identity) == (0.3, 0.1, 0, 0)
+        assert single.both == masked.both == 0.1
+        note = SHIPPED_CONFIGURATION.tables["table-7"].note
+        assert all(words in note for words in ("meaning alone from 30 %", "identity alone from 10 %", "neither"))
 
     def test_groups_of_layers(self):
         """Those of the paper for 29 hidden states; for mini's seven each layer is in one group."""
@@ -416,12 +440,12 @@ def signal_to_stop():
 
 class TestOrder:
     def test_lead_and_error(self):
-        """Differences of two seeds and four prompts by hand: 1 0 1 0 and 1 2 1 2."""
+        """Differences of two seeds and four subjects by hand: 1 0 1 0 and 1 2 1 2."""
         first, second = np.array([[2.0, 2, 2, 2], [3, 4, 3, 4]]), np.array([[1.0, 2, 1, 2], [2, 2, 2, 2]])
         (pair,) = comparisons([("a", first), ("b", second)], [None, None])
-        prompts, seeds = np.array([1.0, 1, 1, 1]), np.array([0.5, 1.5])
+        subjects, seeds = np.array([1.0, 1, 1, 1]), np.array([0.5, 1.5])
         assert pair.lead == 1.0
-        assert pair.error == pytest.approx(np.sqrt(prompts.var(ddof=1) / 4 + seeds.var(ddof=1) / 2))
+        assert pair.error == pytest.approx(np.sqrt(subjects.var(ddof=1) / 4 + seeds.var(ddof=1) / 2))
         (pair,) = comparisons([("a", first[:1]), ("b", second[:1])], [None, None])
         assert (pair.lead, pair.error) == (0.5, pytest.approx(np.sqrt(np.var([1, 0, 1, 0], ddof=1) / 4)))
 
@@ -430,8 +454,25 @@ class TestOrder:
         a, b, c = (np.array([[x] * 4, [y] * 4], dtype=float) for x, y in ((1, 3), (2, 4), (0, 6)))
         ab, ac, bc = comparisons([("a", a), ("b", b), ("c", c)], [None] * 3)
         apart = [over_seeds(x - y) for x, y in ((a, b), (a, c), (b, c))]
-        assert apart == [0, 4, 4] and over_prompts(a - b) == 0
+        assert apart == [0, 4, 4] and over_subjects(a - b) == 0
         assert [ab.error**2, ac.error**2, bc.error**2] == pytest.approx([8 / 3, 4, 4])
+
+    def test_prompts_about_one_subject_are_averaged(self, cutouts):
+        """That prompt i is about subject i % 60 is the benchmark's: its cases say so."""
+        cases = benchmark_of(2 * emoji.NUM_SUBJECTS, cutouts).cases
+        names = [case.subject for case in cases]
+        values = np.random.default_rng(0).random(len(names))
+        expected = [
+            np.mean([value for value, other in zip(values, names, strict=True) if other == name])
+            for name in dict.fromkeys(names)
+        ]
+        assert by_subject(values) == pytest.approx(np.array(expected)) and len(expected) == emoji.NUM_SUBJECTS
+        assert by_subject(values[:61])[:2] == pytest.approx([(values[0] + values[60]) / 2, values[1]])
+
+    def test_a_second_prompt_about_the_same_subjects_makes_no_pair_surer(self):
+        once = np.random.default_rng(0).random(60)
+        result = {"scores": [{IDENTITY.name: value} for value in [*once, *once]]}
+        assert scores_of(result, IDENTITY) == pytest.approx(once)
 
     def test_pairs(self):
         rows = [("a", np.array([[1.0, 1, 0, 0]])), ("b", np.zeros((1, 4))), ("c", np.ones((1, 4)) * 9)]
@@ -500,6 +541,14 @@ class TestDocument:
         assert "Not all rows have been run: nothing is said of their order." in text
         assert "frozen (sha256 0123456789ab); prompts and seeds have sha256 ffffffffffff." in text
         assert "Not run yet" not in text  # the training of this row is in every table
+
+    def test_pictures_that_come_again_and_seeds_that_have_run(self):
+        """800 batches of 8 are read once; 1000 steps go round them."""
+        assert "800 steps of 8 pictures, 6400 in all, whatever" in introduction(SHIPPED_CONFIGURATION, [0, 1])
+        longer = introduction(replace(SHIPPED_CONFIGURATION, steps=1000), [1])
+        assert "1000 steps of 8 pictures, 8000 in all (6400 different ones, over and over), whatever" in longer
+        assert "seeds that its row has run with, of 1, and" in longer
+        assert "has run with, of none yet, and" in introduction(SHIPPED_CONFIGURATION, [])
 
     def test_the_plot_has_both_laps(self, tmp_path):
         table = SHIPPED_CONFIGURATION.tables["layers"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from subjectgen.files import whole_file
 from subjectgen.reproduce.configuration import GUIDANCE, PAPER, TAU, Configuration, Table
-from subjectgen.reproduce.measure import FIGURES, MEANINGS, Figure
+from subjectgen.reproduce.measure import FIGURES, MEANINGS, Figure, by_subject
 from subjectgen.reproduce.order import ERRORS, Scores, comparisons
 from subjectgen.reproduce.plot import plot_layers
 from subjectgen.reproduce.row import read_result
@@ -26,7 +26,8 @@ def write_document(configuration: Configuration, out: Path, document: Path, opti
     ]
     missing = [table.title for name, table in configuration.tables.items() if not found[name]]
     shown = [result for results in found.values() for each in results.values() for result in each.values()]
-    head = [introduction(configuration), made_from(configuration, shown)]
+    seeds = sorted({seed for results in found.values() for each in results.values() for seed in each})
+    head = [introduction(configuration, seeds), made_from(configuration, shown)]
     parts = [*head, *sections, *layers_section(configuration, out, document)]
     if missing:
         parts.append(f"Not run yet: {'; '.join(missing)}.")
@@ -44,25 +45,29 @@ def results_of(table: Table, seeds: Sequence[int], out: Path) -> Results:
     }
 
 
-def introduction(configuration: Configuration) -> str:
-    """What was done, in numbers of the configuration."""
+def introduction(configuration: Configuration, seeds: Sequence[int]) -> str:
+    """What was done, in numbers of the configuration. seeds: those that have run."""
     network, steps, size = configuration.network, configuration.steps, configuration.batch_size
+    again = f" ({configuration.num_batches * size} different ones, over and over)"
+    repeated = again if steps > configuration.num_batches else ""
     meanings = "\n".join(f"- {name}: {meaning}." for name, meaning in MEANINGS.items())
     paragraphs = [
         "# The paper's tables in small",
         "Written by `subjectgen reproduce` from its results; not by hand.",
         f"Each row trains an aggregator and a DiT of width {network.width}, {network.num_layers} double and "
         f"{network.num_single_layers} single blocks, from nothing on the emoji world: {steps} steps of {size} "
-        f"pictures, {steps * size} in all, whatever its phases, the same ones for every row. The paper trains a LoRA "
-        "of a large DiT that could paint before.",
+        f"pictures, {steps * size} in all{repeated}, whatever its phases, the same ones for every row. The paper "
+        "trains a LoRA of a large DiT that could paint before.",
         f"Where a row does not say otherwise, it is sampled in {configuration.num_inference_steps} steps as the paper "
         f"has it: meaning alone down to sigma {TAU[0]:g}, both down to {TAU[1]:g}, identity alone below; guidance "
         f"{GUIDANCE:g}, here away from a pass without conditions.",
         f"All rows answer the same {configuration.num_prompts} prompts about subjects never trained on. A cell is the "
-        f"mean over the seeds {', '.join(map(str, configuration.seeds))}, and its spread from least to greatest.",
+        f"mean over the seeds that its row has run with, of {', '.join(map(str, seeds)) or 'none yet'}, and where "
+        "there are several their spread from least to greatest.",
         meanings,
         "The paper's figures are of photographs, as secondary sources quote them: only orders can be compared. Two "
-        f"rows are told apart where their difference is more than {ERRORS:g} standard errors, over prompts and seeds.",
+        f"rows are told apart where their difference is more than {ERRORS:g} standard errors, over subjects and seeds; "
+        "what is asked about one subject counts as one.",
     ]
     return "\n\n".join(paragraphs)
 
@@ -104,7 +109,8 @@ def cell(figure: Figure, results: dict[int, dict]) -> str:
 
 
 def scores_of(result: dict, figure: Figure) -> np.ndarray:
-    return np.array([each[figure.name] for each in result["scores"]])
+    """Of each subject."""
+    return by_subject(np.array([each[figure.name] for each in result["scores"]]))
 
 
 def ordered(table: Table, results: Results) -> list[str]:

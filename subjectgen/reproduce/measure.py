@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from rich.progress import track
 
-from subjectgen.evaluate.emoji import EmojiBenchmark
+from subjectgen.evaluate.emoji import NUM_SUBJECTS, EmojiBenchmark
 from subjectgen.generate.guide import Guidance
 from subjectgen.generate.stages import Stage
 from subjectgen.pipeline import SubjectPipeline
@@ -43,6 +45,15 @@ MEANINGS = {
 def benchmark_of(num_prompts: int, cutouts: Path | None = None) -> EmojiBenchmark:
     """Prompts about subjects never trained on, the same for every row."""
     return EmojiBenchmark(num_prompts, cutouts)
+
+
+def by_subject(values: Float[np.ndarray, " prompts"]) -> Float[np.ndarray, " subjects"]:
+    """Means of the prompts about each subject, in the benchmark's order of subjects: prompt i is about subject i % 60.
+
+    The results of a row hold no subjects, so that rule is said again here.
+    """
+    subjects = np.arange(len(values)) % NUM_SUBJECTS
+    return np.bincount(subjects, weights=values) / np.bincount(subjects)
 
 
 def measure(

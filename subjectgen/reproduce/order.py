@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 ERRORS = 2.0  # standard errors of a difference beyond which two rows are told apart
 
-Scores = Float[np.ndarray, "seeds prompts"]
+Scores = Float[np.ndarray, "seeds subjects"]  # prompts about one subject are no news of each other: their mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class Comparison:
         return self.lead * self.paper > 0
 
 
-def over_prompts(difference: Scores) -> float:
-    """Squared standard error of a mean difference, over prompts: they are the same in every row."""
-    prompts = difference.shape[1]
-    return float(difference.mean(0).var(ddof=1)) / prompts if prompts > 1 else 0.0
+def over_subjects(difference: Scores) -> float:
+    """Squared standard error of a mean difference, over subjects: they are the same in every row."""
+    subjects = difference.shape[1]
+    return float(difference.mean(0).var(ddof=1)) / subjects if subjects > 1 else 0.0
 
 
 def over_seeds(difference: Scores) -> float:
@@ -57,7 +57,7 @@ def comparisons(scores: Sequence[tuple[str, Scores]], paper: Sequence[float | in
     typical = float(np.mean([over_seeds(each) for each in differences]))
     found = []
     for (((first, _), theirs), ((second, _), their_others)), difference in zip(pairs, differences, strict=True):
-        error = np.sqrt(over_prompts(difference) + max(over_seeds(difference), typical))
+        error = np.sqrt(over_subjects(difference) + max(over_seeds(difference), typical))
         in_paper = None if theirs is None or their_others is None else float(theirs - their_others)
         lead = float(difference.mean())
         found.append(Comparison(first=first, second=second, lead=lead, error=float(error), paper=in_paper))

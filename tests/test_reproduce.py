@@ -547,8 +547,8 @@ class TestDocument:
         assert "800 steps of 8 pictures, 6400 in all, whatever" in introduction(SHIPPED_CONFIGURATION, [0, 1])
         longer = introduction(replace(SHIPPED_CONFIGURATION, steps=1000), [1])
         assert "1000 steps of 8 pictures, 8000 in all (6400 different ones, over and over), whatever" in longer
-        assert "seeds that its row has run with, of 1, and" in longer
-        assert "has run with, of none yet, and" in introduction(SHIPPED_CONFIGURATION, [])
+        assert "mean over those of the seeds 1 that its row has run with" in longer
+        assert "of the seeds (none yet) that" in introduction(SHIPPED_CONFIGURATION, [])
 
     def test_the_plot_has_both_laps(self, tmp_path):
         table = SHIPPED_CONFIGURATION.tables["layers"]

@@ -62,8 +62,8 @@ def introduction(configuration: Configuration, seeds: Sequence[int]) -> str:
         f"has it: meaning alone down to sigma {TAU[0]:g}, both down to {TAU[1]:g}, identity alone below; guidance "
         f"{GUIDANCE:g}, here away from a pass without conditions.",
         f"All rows answer the same {configuration.num_prompts} prompts about subjects never trained on. A cell is the "
-        f"mean over the seeds that its row has run with, of {', '.join(map(str, seeds)) or 'none yet'}, and where "
-        "there are several their spread from least to greatest.",
+        f"mean over those of the seeds {', '.join(map(str, seeds)) or '(none yet)'} that its row has run with, and "
+        "where there are several, their spread from least to greatest.",
         meanings,
         "The paper's figures are of photographs, as secondary sources quote them: only orders can be compared. Two "
         f"rows are told apart where their difference is more than {ERRORS:g} standard errors, over subjects and seeds; "

@@ -1,6 +1,7 @@
 """The reasoning benchmark: the truth is read and painted perfectly, and each kind of mistake costs what it should."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -186,6 +187,18 @@ class TestRun:
         for case in small.questions:
             same = [(pictures / way / f"{case.name}-0.png").read_bytes() for way in means["indirect"]]
             assert same[0] == same[1]
+
+    def test_fewer_requests_forget_no_scores(self, whole, folder, tmp_path):
+        out = shutil.copytree(whole[0], tmp_path / "out")
+        before = sorted((out / "scores.jsonl").read_text().splitlines())
+        means = evaluate(ReasoningBenchmark(1, 2, folder), out, Order(phase="score"), stop)
+        assert means["indirect"]["with a plan"]["scene"].count == 2
+        assert sorted((out / "scores.jsonl").read_text().splitlines()) == before
+
+    def test_other_references_are_not_scored(self, whole, tmp_path):
+        others = cutout_folder(tmp_path, seen=4, unseen=emoji.NUM_SUBJECTS)  # the same names, drawn otherwise
+        with pytest.raises(ValueError, match="or of other references: expected the cases that were painted"):
+            evaluate(ReasoningBenchmark(2, 3, others), whole[0], Order(phase="score"), stop)
 
     def test_another_model_is_refused(self, whole, small):
         other = reasoning_pipeline(image_size=128)

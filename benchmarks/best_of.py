@@ -1,8 +1,8 @@
-"""What a judge's choice among candidates is worth on mini: identity and obedience of one, the chosen, the best."""
+"""What a choice among candidates is worth on mini: identity and obedience, chosen blindly, by judges, by the truth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,25 +23,23 @@ from subjectgen.reasoning.tower_judge import TowerJudge
 
 FIGURES = ("identity", "obedience")  # of `subjectgen evaluate emoji`
 BOTH = "both"  # their mean
-FIRST, CHOSEN, BEST = WAYS = ("the first", "the judge's", "the best there is")
-GAINS = {f"{way} - {FIRST}": way for way in (CHOSEN, BEST)}
+BLIND, BEST = "a blind choice", "the best there is"  # a blind one is worth the mean of all candidates
+JUDGES: Mapping[str, Callable[[SubjectPipeline], Judge]] = {"the MLLM's word": MllmJudge, "its tower": TowerJudge}
 Scores = Mapping[str, float]
+Rows = dict[str, dict[str, Mean]]
 
 
 def main(
     num_prompts: Annotated[int, typer.Option(min=1, help="Of unseen subjects.")] = 60,
     candidates: Annotated[int, typer.Option(min=2, help="Of each prompt.")] = 4,
-    judge: Annotated[
-        Literal["mllm", "tower"], typer.Option(help="What the MLLM says, or what its tower sees.")
-    ] = "mllm",
     cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
 ) -> None:
-    """Print a row for each way to choose, and what it gains over the first; 95 % intervals over subjects."""
+    """Print a row for each way to choose, and what it gains over a blind choice; 95 % intervals over subjects."""
     pipe = subjectgen.load("mini")
     pipe.set_progress_bar_config(disable=True)
-    judges = {"mllm": MllmJudge, "tower": TowerJudge}
-    rows = compare(pipe, EmojiBenchmark(num_prompts, cutouts), judges[judge](pipe), candidates)
-    table = Table(title=f"{num_prompts} prompts, unseen subjects, {candidates} candidates each, judge: {judge}")
+    judges = {name: of(pipe) for name, of in JUDGES.items()}
+    rows = compare(pipe, EmojiBenchmark(num_prompts, cutouts), judges, candidates)
+    table = Table(title=f"{num_prompts} prompts, unseen subjects, {candidates} candidates each")
     for heading in ("", *(f"{name} %" for name in (*FIGURES, BOTH))):
         table.add_column(heading, justify="right")
     for way, row in rows.items():
@@ -49,56 +47,62 @@ def main(
     console = Console()
     console.print(table)
     console.print(RESAMPLED, highlight=False)
-    console.print(f"of the errors of {FIRST}, {CHOSEN} have lost {100 * errors_gone(rows):.0f} %", highlight=False)
+    for way in (*JUDGES, BEST):
+        console.print(f"by {way}, {100 * errors_gone(rows, way):.0f} % of the errors are gone", highlight=False)
 
 
-def compare(
-    pipe: SubjectPipeline, benchmark: EmojiBenchmark, judge: Judge, candidates: int
-) -> dict[str, dict[str, Mean]]:
-    """Figures of the first candidate, of the judge's choice, and of what the truth would choose; then what is gained.
+def compare(pipe: SubjectPipeline, benchmark: EmojiBenchmark, judges: Mapping[str, Judge], candidates: int) -> Rows:
+    """Figures of a blind choice, of each judge's and of what the truth would choose; then what these gain.
 
     A gain is the mean of the differences case by case, and so is its interval.
     """
-    ways: dict[str, list[Scores]] = {way: [] for way in WAYS}
+    chosen: dict[str, list[Scores]] = {way: [] for way in (BLIND, *judges, BEST)}
     for case in track(benchmark.cases, "painting and judging"):
-        truth, chosen = judged(pipe, benchmark, case, judge, candidates)
-        best = max(truth, key=lambda scores: scores[BOTH])
-        for way, scores in zip(WAYS, (truth[0], truth[chosen], best), strict=True):
-            ways[way].append(scores)
-    gains = {name: list(map(gained, ways[way], ways[FIRST])) for name, way in GAINS.items()}
+        for way, scores in choices(pipe, benchmark, case, judges, candidates).items():
+            chosen[way].append(scores)
     subjects = [case.subject for case in benchmark.cases]
+    gains = {way: list(map(gained, scores, chosen[BLIND])) for way, scores in chosen.items() if way != BLIND}
+    return means(chosen, subjects) | means({f"{way}, gain": scores for way, scores in gains.items()}, subjects)
+
+
+def means(chosen: Mapping[str, Sequence[Scores]], subjects: Sequence[str]) -> Rows:
+    """Of each way to choose, each figure over all cases."""
     return {
-        way: {
-            name: mean_with_interval([each[name] for each in scores], subjects, share=way in WAYS)
-            for name in (*FIGURES, BOTH)
-        }
-        for way, scores in (ways | gains).items()
+        way: {name: mean_with_interval([each[name] for each in scores], subjects) for name in (*FIGURES, BOTH)}
+        for way, scores in chosen.items()
     }
 
 
-def gained(scores: Scores, first: Scores) -> Scores:
+def gained(scores: Scores, blind: Scores) -> Scores:
     """Of one case."""
-    return {name: scores[name] - first[name] for name in (*FIGURES, BOTH)}
+    return {name: scores[name] - blind[name] for name in (*FIGURES, BOTH)}
 
 
-def errors_gone(rows: Mapping[str, Mapping[str, Mean]]) -> float:
-    """The share of the errors of the first candidates that the chosen ones don't make, of both figures together."""
-    first, chosen = (1 - rows[way][BOTH].mean for way in (FIRST, CHOSEN))
-    return 1 - chosen / first if first else 0.0
+def errors_gone(rows: Rows, way: str) -> float:
+    """The share of a blind choice's errors that another does not make, of both figures together."""
+    blind, chosen = (1 - rows[each][BOTH].mean for each in (BLIND, way))
+    return 1 - chosen / blind if blind else 0.0
 
 
-def judged(
-    pipe: SubjectPipeline, benchmark: EmojiBenchmark, case: EmojiCase, judge: Judge, candidates: int
-) -> tuple[Sequence[Scores], int]:
-    """The true scores of all candidates, painted from the same plan, and which one the judge finds best."""
-    references = benchmark.references(case)
-    plan = pipe.reason(case.prompt, references)
+def choices(
+    pipe: SubjectPipeline, benchmark: EmojiBenchmark, case: EmojiCase, judges: Mapping[str, Judge], candidates: int
+) -> dict[str, Scores]:
+    """The true scores of what each way chooses, among the same candidates, painted from the same plan."""
+    plan = pipe.reason(case.prompt, benchmark.references(case))
     generators = [torch.Generator().manual_seed(case.seed + k * SEEDS_APART) for k in range(candidates)]
     pictures = pipe(plan, num_images_per_prompt=candidates, generator=generators).images
     shown = pictures_of(framed_references(plan, pipe.limits))
-    totals = [score.total for score in judge(pictures, plan, shown)]
-    truth = [scored.scores for scored in benchmark.score(case, pictures)]
-    return [{**each, BOTH: float(np.mean([each[name] for name in FIGURES]))} for each in truth], int(np.argmax(totals))
+    truth = [with_both(scored.scores) for scored in benchmark.score(case, pictures)]
+    totals = {name: [score.total for score in judge(pictures, plan, shown)] for name, judge in judges.items()}
+    return {
+        BLIND: {name: float(np.mean([each[name] for each in truth])) for name in (*FIGURES, BOTH)},
+        **{name: truth[int(np.argmax(each))] for name, each in totals.items()},
+        BEST: max(truth, key=lambda scores: scores[BOTH]),
+    }
+
+
+def with_both(scores: Scores) -> Scores:
+    return {**scores, BOTH: float(np.mean([scores[name] for name in FIGURES]))}
 
 
 def told(mean: Mean) -> str:

@@ -202,7 +202,7 @@ def test_plans_side_by_side_are_those_one_after_the_other(monkeypatch):
 
 class TestBestOf:
     def test_a_judge_who_knows_is_never_worse(self, tmp_path, monkeypatch):
-        """One that prefers the first candidate chooses as no judge would; the truth lies above both."""
+        """Two that prefer the first and the last of two candidates are worth a blind choice together."""
         shorten_plans(monkeypatch)
         benchmark = EmojiBenchmark(3, cutout_folder(tmp_path, seen=0, unseen=NUM_SUBJECTS))
         pipe = reasoning_pipeline(image_size=128, num_inference_steps=2)
@@ -210,14 +210,16 @@ class TestBestOf:
         def first(pictures, plan, references):
             return [Score(subject=1 / (1 + k)) for k in range(len(pictures))]
 
-        rows = script("best_of").compare(pipe, benchmark, first, 2)
-        assert rows["the first"] == rows["the judge's"] and script("best_of").errors_gone(rows) == 0
-        nothing, best = (rows[f"{way} - the first"] for way in ("the judge's", "the best there is"))
-        assert [(gain.mean, gain.low) for gain in nothing.values()] == [(0, None)] * 3
-        assert best["both"].mean == pytest.approx(
-            rows["the best there is"]["both"].mean - rows["the first"]["both"].mean
-        )
-        assert best["both"].mean >= 0 and best["both"].subjects == 3
+        def last(pictures, plan, references):
+            return [Score(subject=k) for k in range(len(pictures))]
+
+        rows = script("best_of").compare(pipe, benchmark, {"first": first, "last": last}, 2)
+        for name in ("identity", "obedience", "both"):
+            assert rows["first, gain"][name].mean + rows["last, gain"][name].mean == pytest.approx(0)
+            means = [rows[way][name].mean for way in ("first", "last", "a blind choice")]
+            assert (means[0] + means[1]) / 2 == pytest.approx(means[2])
+        assert rows["the best there is, gain"]["both"].mean >= max(0, rows["first, gain"]["both"].mean)
+        assert rows["a blind choice"]["both"].subjects == 3 and script("best_of").errors_gone(rows, "first") <= 1
 
     def test_gains_are_compared_case_by_case(self, monkeypatch):
         """By hand: two of three subjects gain, and what their cases have in common is in no interval."""
@@ -225,15 +227,20 @@ class TestBestOf:
         found = {"a": (0.1, 0.4), "b": (0.5, 0.8), "c": (0.9, 0.9)}
         benchmark = SimpleNamespace(cases=[SimpleNamespace(subject=name) for name in found])
 
-        def judged(pipe, benchmark, case, *rest):
-            return [dict.fromkeys(("identity", "obedience", "both"), value) for value in found[case.subject]], 1
+        def choices(pipe, benchmark, case, *rest):
+            ways = ("a blind choice", "judge", "the best there is")
+            blind, best = found[case.subject]
+            return {
+                way: dict.fromkeys(("identity", "obedience", "both"), value)
+                for way, value in zip(ways, (blind, best, best), strict=True)
+            }
 
-        monkeypatch.setattr(best_of, "judged", judged)
-        rows = best_of.compare(None, benchmark, None, 2)
-        gain = rows["the judge's - the first"]["identity"]
+        monkeypatch.setattr(best_of, "choices", choices)
+        rows = best_of.compare(None, benchmark, {"judge": None}, 2)
+        gain = rows["judge, gain"]["identity"]
         assert gain.mean == pytest.approx(0.2) and 0 <= gain.low < 0.2 < gain.high == pytest.approx(0.3)
-        assert rows["the first"]["identity"].high - rows["the first"]["identity"].low > gain.high - gain.low
-        assert best_of.errors_gone(rows) == pytest.approx(1 - 0.9 / 1.5)
+        assert rows["a blind choice"]["identity"].high - rows["a blind choice"]["identity"].low > gain.high - gain.low
+        assert best_of.errors_gone(rows, "judge") == pytest.approx(1 - 0.9 / 1.5)
 
     def test_it_paints_what_the_judge_chose(self, tmp_path, monkeypatch):
         shorten_plans(monkeypatch)
@@ -241,11 +248,16 @@ class TestBestOf:
         pipe, shown = reasoning_pipeline(image_size=128, num_inference_steps=2), []
 
         def second(pictures, plan, references):
-            shown.append((len(pictures), len(references)))
+            shown.append((list(pictures), len(references)))
             return [Score(subject=k) for k in (0, 1, 0)]
 
-        truth, chosen = script("best_of").judged(pipe, benchmark, benchmark.cases[0], second, 3)
-        assert chosen == 1 and len(truth) == 3 and shown == [(3, 1)]
+        chosen = script("best_of").choices(pipe, benchmark, benchmark.cases[0], {"second": second}, 3)
+        ((pictures, count),) = shown
+        truth = [each.scores for each in benchmark.score(benchmark.cases[0], pictures)]
+        assert count == 1 and len(truth) == 3
+        for name in ("identity", "obedience"):
+            assert chosen["second"][name] == truth[1][name]
+            assert chosen["a blind choice"][name] == pytest.approx(sum(each[name] for each in truth) / 3)
 
 
 def test_emoji_of_another_artist_become_named_cutouts(tmp_path):

@@ -63,9 +63,8 @@ def asked_of(pipe: "SubjectPipeline", request: Request, resolved: ResolvedReques
 
 def check_judgeable(judge: Judge, asked: Sequence[Asked]) -> None:
     """Raise ValueError, before anything is painted, for what the judge says that it cannot score."""
-    check = getattr(judge, "check", None)
-    for each in asked if check is not None else ():
-        check(*each)
+    for each in asked if hasattr(judge, "check") else ():
+        judge.check(*each)  # type: ignore[attr-defined]  (a function's own)
 
 
 def pictures_of(entries: Sequence[Any]) -> Pictures | None:

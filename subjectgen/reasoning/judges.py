@@ -32,7 +32,7 @@ class Score:
     def __post_init__(self) -> None:
         parts = {"subject": self.subject, "prompt": self.prompt}
         for name, part in parts.items():
-            if part is not None and not (isinstance(part, Real) and math.isfinite(part) and part >= 0):
+            if part is not None and not (isinstance(part, Real) and math.isfinite(part) and float(part) >= 0):
                 raise ValueError(f"Score({name}={part!r}): expected a finite number, at least 0, or None")
         if self.subject is None and self.prompt is None:
             raise ValueError("Score() with neither subject nor prompt: expected one of them at least")

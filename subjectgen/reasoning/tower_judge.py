@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class TowerJudge:
 @contextmanager
 def output_of(module: nn.Module) -> Iterator[Sequence[Tensor]]:
     """Collects what a module returns."""
-    outputs: list[Tensor] = []
+    outputs: list[Any] = []
     handle = module.register_forward_hook(lambda _, inputs, output: outputs.append(output))
     try:
         yield outputs

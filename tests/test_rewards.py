@@ -280,7 +280,7 @@ class TestJudges:
         assert score == pytest.approx((1 + cosine) / 2, abs=1e-5)
 
     def test_pickscore(self):
-        """A hundredth of what CLIP calls the logit of a pair, when its scale is 100."""
+        """A hundredth of what CLIP calls the logit of a pair, when its scale is 100; 0 where that is negative."""
         torch.manual_seed(0)
         sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         text = {**sizes, "vocab_size": 300, "eos_token_id": 2, "max_position_embeddings": 77}
@@ -293,10 +293,12 @@ class TestJudges:
         pixels = torch.tensor(np.asarray(shown)).permute(2, 0, 1) / 127.5 - 1
         scores = []
         for prompt in ("a red cat", "on the blue ground, a cat"):
-            inputs = processor(text=[prompt], images=[shown], return_tensors="pt")
-            with torch.no_grad():
-                expected = float(model(**inputs).logits_per_image[0, 0]) / 100
-            reward = PickReward(nothing, Clip(model, processor.tokenizer, images, "tiny"))
-            scores.append(reward.score(pixels, Task(prompt=prompt, references=())))
-            assert scores[-1] == pytest.approx(expected, abs=1e-6)
-        assert scores[0] != scores[1]
+            for sign in (1, -1):
+                model.text_projection.weight.data.mul_(sign)
+                inputs = processor(text=[prompt], images=[shown], return_tensors="pt")
+                with torch.no_grad():
+                    expected = float(model(**inputs).logits_per_image[0, 0]) / 100
+                reward = PickReward(nothing, Clip(model, processor.tokenizer, images, "tiny"))
+                scores.append(reward.score(pixels, Task(prompt=prompt, references=())))
+                assert scores[-1] == pytest.approx(max(expected, 0), abs=1e-6)
+        assert [score > 0 for score in scores].count(True) == 2 and len(set(scores)) == 3

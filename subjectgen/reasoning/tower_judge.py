@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
 
 class TowerJudge:
-    """Cosines between the vision tower's views of a picture and of its references, negative ones as 0.
+    """How well the vision tower's tokens of a picture and of its references find each other, 0..1.
 
-    A view is the mean of an image's tokens as the language model receives them. `subject`: the mean over the
-    references; `prompt` is left unjudged. For MLLMs that see better than they answer: no question is asked and no plan
-    is needed. Raises ValueError without references, and where these were encoded before, without pictures.
+    Tokens are those that the language model receives, and each is matched with the nearest of the other image; the
+    score is the F1 of both directions, as BERTScore has it for words (arXiv 1904.09675, without weights by rarity).
+    `subject`: the mean over the references; `prompt` is left unjudged. For MLLMs that see better than they answer: no
+    question is asked and no plan is needed. Raises ValueError without references, and where these were encoded before,
+    without pictures.
     """
 
     def __init__(self, pipe: "SubjectPipeline"):
@@ -36,17 +39,26 @@ class TowerJudge:
 
     def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
         self.check(asked, references)
-        seen = torch.stack([self._view(each) for each in references or ()])
-        alike = [F.cosine_similarity(self._view(each)[None], seen).clamp(min=0).mean() for each in pictures]
-        return [Score(subject=float(each)) for each in alike]
+        seen = [self._tokens(each) for each in references or ()]
+        scores = []
+        for picture in map(self._tokens, pictures):
+            scores.append(Score(subject=fmean(matched(picture, each) for each in seen)))
+        return scores
 
     @torch.no_grad()
-    def _view(self, image: Image.Image) -> Float[Tensor, " width"]:
+    def _tokens(self, image: Image.Image) -> Float[Tensor, "tokens width"]:
         """By the MLLM's own forward, which offloading knows, and by itself: a tower sees no other image."""
         reader, _ = self._pipe.adapters()
         with output_of(reader.projector) as tokens:
             reader.read_references(read_images([image], self._pipe.limits).images)
-        return tokens[0].float().flatten(0, -2).mean(0)
+        return tokens[0].float().flatten(0, -2)
+
+
+def matched(picture: Float[Tensor, "n width"], reference: Float[Tensor, "m width"]) -> float:
+    """Harmonic mean of how near, by cosine, each one's tokens have another's; negative cosines count as 0."""
+    cosines = (F.normalize(picture, dim=-1) @ F.normalize(reference, dim=-1).T).clamp(min=0)
+    precision, recall = (float(cosines.amax(axis).mean()) for axis in (1, 0))
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 @contextmanager

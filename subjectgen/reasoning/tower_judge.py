@@ -40,10 +40,8 @@ class TowerJudge:
     def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
         self.check(asked, references)
         seen = [self._tokens(each) for each in references or ()]
-        scores = []
-        for picture in map(self._tokens, pictures):
-            scores.append(Score(subject=fmean(matched(picture, each) for each in seen)))
-        return scores
+        painted = map(self._tokens, pictures)
+        return [Score(subject=fmean(matched(picture, each) for each in seen)) for picture in painted]
 
     @torch.no_grad()
     def _tokens(self, image: Image.Image) -> Float[Tensor, "tokens width"]:

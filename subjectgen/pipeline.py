@@ -28,7 +28,7 @@ from subjectgen.output import SubjectPipelineOutput
 from subjectgen.reasoning.instruction import INSTRUCTION
 from subjectgen.reasoning.paint import as_painted, bindings_of, plans_of, with_references
 from subjectgen.reasoning.reason import MAX_NEW_TOKENS, OnToken, Writing, reason
-from subjectgen.reasoning.refine import Refinement
+from subjectgen.reasoning.refine import JUDGES, Refinement
 from subjectgen.reasoning.reflect import REFLECT_SIGMA, Reflection
 from subjectgen.references import References, read_images
 from subjectgen.request import Limits, Request, ResolvedRequest, draw_noise, one_of_two, resolve
@@ -70,6 +70,7 @@ class SubjectPipeline(SavedPipeline):
         num_inference_steps: int = 25,
         guidance_scale: float = 1.0,
         negative: str = "empty_text",
+        judge: str = "mllm",
         plan_instruction: str = INSTRUCTION,
         license: str | None = None,
     ):
@@ -77,6 +78,7 @@ class SubjectPipeline(SavedPipeline):
         _check_choice("conditions", conditions, CONDITIONS)
         _check_choice("reference_shape", reference_shape, REFERENCE_SHAPES)
         _check_choice("negative", negative, NEGATIVES)
+        _check_choice("judge", judge, list(JUDGES))
         self.register_modules(
             mllm=mllm,
             processor=processor,
@@ -96,6 +98,7 @@ class SubjectPipeline(SavedPipeline):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             negative=negative,
+            judge=judge,
             plan_instruction=plan_instruction,
             license=license,
         )
@@ -149,7 +152,8 @@ class SubjectPipeline(SavedPipeline):
         reasoning: plan each prompt first, as `reason` does, and paint the plans.
         best_of: candidates for each picture, of which the best is kept; what is said per picture of generators and
             latents is then per candidate.
-        judge: what scores them, see `Judge`: an `MllmJudge` of this pipeline, which plans prompts first, if left out.
+        judge: what scores them, see `Judge`. The checkpoint's own if left out: a `TowerJudge` of this pipeline, or an
+            `MllmJudge`, which plans prompts first.
         reflect: how often, at most, pictures are painted again that the MLLM finds to depart from their plans: noised
             to `reflect_sigma` (1 = noise), with what departs said again in the prompt. Prompts are planned first.
         generator: one (drawn from once per picture, in order) or one per picture.

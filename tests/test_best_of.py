@@ -7,7 +7,7 @@ from tiny_pipeline import reasoning_pipeline, seeded_generators, shorten_plans
 from tiny_plans import RED, TALL, a_plan
 from tiny_qwen import reasoning_qwen_pipeline
 
-from subjectgen import MllmJudge, Score, Subject, SubjectPipeline
+from subjectgen import MllmJudge, Score, Subject, SubjectPipeline, TowerJudge
 from subjectgen.models.vae import pixels_from_latents
 from subjectgen.reasoning import grammar
 from subjectgen.reasoning.reflect import REFLECT_SIGMA, corrected
@@ -127,6 +127,16 @@ class TestBestOf:
         expected = MllmJudge(pipe)(candidates, out.plans[0], None)
         assert [each.total for each in out.scores[0]] == pytest.approx([each.total for each in expected], rel=1e-3)
         assert out.kept == [max(range(3), key=lambda k: expected[k].total)]
+
+    def test_a_checkpoint_names_its_own_judge(self, small):
+        tower = reasoning_pipeline(judge="tower")
+        generators = seeded_generators(1, 2, 3)
+        out = painted(tower, PROMPT, RED, best_of=3, generator=generators)
+        given = painted(tower, PROMPT, RED, best_of=3, judge=TowerJudge(tower), generator=seeded_generators(1, 2, 3))
+        assert out.plans is None and out.scores == given.scores and out.kept == given.kept
+        assert tower.config["judge"] == "tower" and small.config["judge"] == "mllm"
+        with pytest.raises(ValueError, match=r"judge='me': expected one of mllm, tower"):
+            reasoning_pipeline(judge="me")
 
     def test_it_plans_for_an_mllm_that_is_given_as_the_judge(self, small):
         out = painted(small, PROMPT, RED, best_of=2, judge=MllmJudge(small))

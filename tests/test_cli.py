@@ -47,7 +47,7 @@ PLAN = Plan(
 class Painter:
     """Stands for a SubjectPipeline: records its calls, paints each picture from its own generator."""
 
-    config = SimpleNamespace(stages="paper", num_inference_steps=25)
+    config = SimpleNamespace(stages="paper", num_inference_steps=25, judge="mllm")
     num_timesteps = 2
 
     def __init__(self) -> None:

@@ -58,9 +58,11 @@ def generate(
     ] = None,
     best_of: Annotated[int, typer.Option(min=1, help="Candidates for each picture, of which the best is kept.")] = 1,
     judge: Annotated[
-        JudgeName,
-        typer.Option(help="With --best-of. mllm: it plans first, then answers; tower: it compares what it sees."),
-    ] = "mllm",
+        JudgeName | None,
+        typer.Option(
+            help="With --best-of. mllm: it plans, then answers; tower: it compares. The model's own if left out."
+        ),
+    ] = None,
     reflect: Annotated[
         int, typer.Option(min=0, help="Paint again, at most so often, what departs from its plan; plans first.")
     ] = 0,
@@ -75,7 +77,7 @@ def generate(
 ) -> None:
     """Paint your subject in the scene you describe."""
     from subjectgen.png import save_picture
-    from subjectgen.reasoning.tower_judge import TowerJudge
+    from subjectgen.reasoning.refine import JUDGES
 
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
@@ -93,7 +95,7 @@ def generate(
             stages=stages,
             reasoning=reasoning,
             best_of=best_of,
-            judge=TowerJudge(pipe) if best_of > 1 and judge == "tower" else None,
+            judge=JUDGES[judge](pipe) if best_of > 1 and judge else None,
             reflect=reflect,
             generator=generators(seeds),
             num_images_per_prompt=num_images,
@@ -102,7 +104,7 @@ def generate(
     recipe = _recipe(pipe, subject or [], steps, stages, model) | _words(asked, painted.plans)
     cut_out = {"names": name, "boxes": box, "masks": [Path(file).name for file in mask or ()]}
     recipe |= {key: json.dumps(given) for key, given in cut_out.items() if given}
-    recipe |= {"best_of": str(best_of), "judge": judge} if best_of > 1 else {}
+    recipe |= {"best_of": str(best_of), "judge": judge or pipe.config.judge} if best_of > 1 else {}
     recipe |= {"reflect": str(reflect)} if reflect else {}
     if painted.plans is not None and plan is None:
         typer.echo(str(painted.plans[0]))

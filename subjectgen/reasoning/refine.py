@@ -13,10 +13,13 @@ from subjectgen.reasoning.judges import Judge, MllmJudge
 from subjectgen.reasoning.paint import plans_of
 from subjectgen.reasoning.reason import reasoned
 from subjectgen.reasoning.reflect import Reflection, Round, check_correctable, reflect
+from subjectgen.reasoning.tower_judge import TowerJudge
 from subjectgen.request import Request, ResolvedRequest, generators_of
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import Callback, SubjectPipeline
+
+JUDGES: dict[str, Any] = {"mllm": MllmJudge, "tower": TowerJudge}  # of a pipeline, by the names that checkpoints have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Refined:
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """What was asked to be done with painted pictures. `judge` None: the MLLM, where there is a choice."""
+    """What was asked to be done with painted pictures. `judge` None: the checkpoint's own, where there is a choice."""
 
     judge: Any
     reflection: Reflection
@@ -41,7 +44,7 @@ class Refinement:
 
     def planned(self, pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest, reasoning: bool) -> Request:
         """The request, with a plan in place of each prompt where that is asked for or needed."""
-        mllm_judges = self.judge is None or isinstance(self.judge, MllmJudge)
+        mllm_judges = isinstance(self._judge(pipe), MllmJudge)
         asks_mllm = self.reflection.rounds > 0 or (request.best_of > 1 and mllm_judges)
         if reasoning or (asks_mllm and plans_of(request.prompt) is None):
             request = reasoned(pipe, request, resolved)
@@ -89,4 +92,4 @@ class Refinement:
         return best_of(self._judge(pipe), asked, request.best_of, pictures)
 
     def _judge(self, pipe: "SubjectPipeline") -> Judge:
-        return MllmJudge(pipe) if self.judge is None else self.judge
+        return JUDGES[pipe.config["judge"]](pipe) if self.judge is None else self.judge

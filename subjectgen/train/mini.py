@@ -41,6 +41,7 @@ SETTINGS = {
     "num_inference_steps": 20,
     "guidance_scale": 2.0,  # worth more identity than it costs time: LOG.md
     "negative": "no_condition",  # what stage 2 has dropped together
+    "judge": "tower",  # sees better than its words tell: LOG.md
     "plan_instruction": "",  # its MLLM is trained to answer a request with a plan
     "license": "apache-2.0",
 }

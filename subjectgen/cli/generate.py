@@ -104,7 +104,7 @@ def generate(
     recipe = _recipe(pipe, subject or [], steps, stages, model) | _words(asked, painted.plans)
     cut_out = {"names": name, "boxes": box, "masks": [Path(file).name for file in mask or ()]}
     recipe |= {key: json.dumps(given) for key, given in cut_out.items() if given}
-    recipe |= {"best_of": str(best_of), "judge": judge or pipe.config.judge} if best_of > 1 else {}
+    recipe |= _choice(pipe, best_of, judge)
     recipe |= {"reflect": str(reflect)} if reflect else {}
     if painted.plans is not None and plan is None:
         typer.echo(str(painted.plans[0]))
@@ -173,6 +173,11 @@ def _thoughts(painted: "SubjectPipelineOutput", index: int, seeds: list[int]) ->
 def _words(asked: "str | Plan", plans: "list[Plan] | None") -> dict[str, str]:
     """What was asked for, and the plan that was painted."""
     return {"prompt": str(asked)} if plans is None else {"prompt": plans[0].asked, "plan": plans[0].to_json()}
+
+
+def _choice(pipe: Any, best_of: int, judge: str | None) -> dict[str, str]:
+    """How a picture was chosen, where there were several."""
+    return {"best_of": str(best_of), "judge": judge or pipe.config.judge} if best_of > 1 else {}
 
 
 def _recipe(pipe: Any, subjects: list[str], steps: int | None, stages: str | None, model: str) -> dict[str, str]:

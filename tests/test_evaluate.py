@@ -206,6 +206,13 @@ class TestScores:
             score = scores(benchmark, case, rendered(benchmark, case, scene))
             assert (score["place"], score["size"], score["pose"]) == (1, 1, 0)
 
+    def test_poses_other_than_upright_apart(self, benchmark):
+        for case in cases_of(benchmark, "one"):
+            asked = case.scene.placements[0].pose
+            shown = {pose: rendered(benchmark, case, changed(case.scene, pose=pose)) for pose in POSES}
+            told = {pose: scores(benchmark, case, picture).get("turned") for pose, picture in shown.items()}
+            assert told == {pose: None if asked == "upright" else float(pose == asked) for pose in POSES}
+
     def test_a_wrong_subject(self, benchmark):
         for case in cases_of(benchmark, "one", "copying"):
             wrong = benchmark.looks[case.looks[0].subject + 7]

@@ -46,6 +46,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure(name="place", heading="place", meaning="it is right, of 9", unit="%"),
     Figure(name="size", heading="size", meaning="it is right, of 3", unit="%"),
     Figure(name="pose", heading="pose", meaning="it is right, or looks the same, of 5", unit="%"),
+    Figure(name="turned", heading="pose, not upright", meaning="it is right, where another was asked for", unit="%"),
     Figure(name="copied_ground", heading="copied ground", meaning=f"the reference's colour, {OTHER}", unit="%"),
     Figure(name="copied_place", heading="copied place", meaning=f"the reference's place, {OTHER}", unit="%"),
     Figure(name="copied_size", heading="copied size", meaning=f"the reference's size, {OTHER}", unit="%"),
@@ -254,10 +255,13 @@ def answers(case: EmojiCase, found: Sequence[Shown]) -> dict[str, float]:
         name: float(np.mean([getattr(a, name) == getattr(f, name) for a, f in zip(asked, found, strict=True)]))
         for name in ("ground", "place", "size")
     }
-    right["pose"] = float(np.mean([a.poses[0] in f.poses for a, f in zip(asked, found, strict=True)]))
+    posed = [(a.poses[0], a.poses[0] in f.poses) for a, f in zip(asked, found, strict=True)]
+    right["pose"] = float(np.mean([good for _, good in posed]))
+    turned = [good for pose, good in posed if pose != "upright"]
     each = [copied(*triple) for triple in zip(asked, found, given, strict=True)]
     names = dict.fromkeys(name for scores in each for name in scores)
     means = {name: float(np.mean([scores[name] for scores in each if name in scores])) for name in names}
+    means |= {"turned": float(np.mean(turned))} if turned else {}
     return {**right, "obedience": float(np.mean(list(right.values()))), **means}
 
 

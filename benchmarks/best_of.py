@@ -12,9 +12,10 @@ from rich.progress import track
 from rich.table import Table
 
 import subjectgen
-from subjectgen.evaluate.cases import SEEDS_APART
+from subjectgen.evaluate.cases import SEEDS_APART, Figure
 from subjectgen.evaluate.emoji import EmojiBenchmark, EmojiCase
 from subjectgen.evaluate.intervals import RESAMPLED, Mean, mean_with_interval
+from subjectgen.evaluate.table import told
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reasoning.best_of import pictures_of
 from subjectgen.reasoning.judges import Judge, MllmJudge
@@ -23,6 +24,7 @@ from subjectgen.reasoning.tower_judge import TowerJudge
 
 FIGURES = ("identity", "obedience")  # of `subjectgen evaluate emoji`
 BOTH = "both"  # their mean
+PERCENT = Figure(name=BOTH, heading=BOTH, unit="%")  # how all three are told
 BLIND, BEST = "a blind choice", "the best there is"  # a blind one is worth the mean of all candidates
 JUDGES: Mapping[str, Callable[[SubjectPipeline], Judge]] = {"the MLLM's word": MllmJudge, "its tower": TowerJudge}
 Scores = Mapping[str, float]
@@ -43,7 +45,7 @@ def main(
     for heading in ("", *(f"{name} %" for name in (*FIGURES, BOTH))):
         table.add_column(heading, justify="right")
     for way, row in rows.items():
-        table.add_row(way, *map(told, row.values()))
+        table.add_row(way, *(told(PERCENT, mean) for mean in row.values()))
     console = Console()
     console.print(table)
     console.print(RESAMPLED, highlight=False)
@@ -103,13 +105,6 @@ def choices(
 
 def with_both(scores: Scores) -> Scores:
     return {**scores, BOTH: float(np.mean([scores[name] for name in FIGURES]))}
-
-
-def told(mean: Mean) -> str:
-    """In percent, e.g. `55.0 (41.7..68.3)`."""
-    if mean.low is None or mean.high is None:
-        return f"{100 * mean.mean:.1f}"
-    return f"{100 * mean.mean:.1f} ({100 * mean.low:.1f}..{100 * mean.high:.1f})"
 
 
 if __name__ == "__main__":

@@ -213,6 +213,23 @@ class TestScores:
             told = {pose: scores(benchmark, case, picture).get("turned") for pose, picture in shown.items()}
             assert told == {pose: None if asked == "upright" else float(pose == asked) for pose in POSES}
 
+    def test_identity_by_pose(self, benchmark):
+        for case in cases_of(benchmark, "one"):
+            asked = case.scene.placements[0].pose
+            right, wrong = (
+                scores(benchmark, case, rendered(benchmark, case, changed(case.scene, pose=pose)))
+                for pose in (asked, other(list(POSES), asked))
+            )
+            assert right["posed"] == right["identity"] == 1 and "misposed" not in right
+            assert wrong["misposed"] == wrong["identity"] and "posed" not in wrong
+
+    def test_identity_by_pose_of_two_counts_where_both_agree(self, benchmark):
+        for case in cases_of(benchmark, "two"):
+            pose = case.scene.placements[0].pose
+            half = changed(case.scene, pose=other(list(POSES), pose))
+            score = scores(benchmark, case, rendered(benchmark, case, half))
+            assert score["pose"] == 0.5 and not score.keys() & {"posed", "misposed"}
+
     def test_a_wrong_subject(self, benchmark):
         for case in cases_of(benchmark, "one", "copying"):
             wrong = benchmark.looks[case.looks[0].subject + 7]

@@ -38,6 +38,8 @@ PARTS = {
 OTHER = "where the prompt asked for another"
 FIGURES: tuple[Figure, ...] = (
     Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),
+    Figure(name="posed", heading="identity, posed right", meaning="where the pose is right", unit="%"),
+    Figure(name="misposed", heading="identity, posed wrong", meaning="where the pose is wrong", unit="%"),
     Figure(name="closeness", heading="closeness", meaning="how many of 59 others it is less like", unit="%"),
     Figure(name="mixed", heading="mixed", meaning="it is nearest to another subject of the same picture", unit="%"),
     Figure(name="region_psnr", heading="region PSNR", meaning="of the subjects' boxes, against the truth", unit="dB"),
@@ -112,11 +114,13 @@ class EmojiBenchmark:
         subjects = [self._alone(case, k) for k in range(len(case.looks))]
         truth = self.rendered(case)
         return [
-            {
-                **self._identity(case, subjects, picture),
-                "region_psnr": psnr(picture[:, reader.inside], truth[:, reader.inside]),
-                **answers(case, [reader.read(picture, k) for k in range(len(case.looks))]),
-            }
+            by_pose(
+                {
+                    **self._identity(case, subjects, picture),
+                    "region_psnr": psnr(picture[:, reader.inside], truth[:, reader.inside]),
+                    **answers(case, [reader.read(picture, k) for k in range(len(case.looks))]),
+                }
+            )
             for picture in pictures
         ]
 
@@ -263,6 +267,12 @@ def answers(case: EmojiCase, found: Sequence[Shown]) -> dict[str, float]:
     means = {name: float(np.mean([scores[name] for scores in each if name in scores])) for name in names}
     means |= {"turned": float(np.mean(turned))} if turned else {}
     return {**right, "obedience": float(np.mean(list(right.values()))), **means}
+
+
+def by_pose(scores: dict[str, float]) -> dict[str, float]:
+    """The scores, and identity once more by whether all poses are right or all are wrong."""
+    name = {1.0: "posed", 0.0: "misposed"}.get(scores["pose"])
+    return scores | ({name: scores["identity"]} if name else {})
 
 
 def copied(asked: Shown, found: Shown, given: Shown) -> dict[str, float]:

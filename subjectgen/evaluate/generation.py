@@ -21,7 +21,7 @@ RUN = "run.json"
 PICTURES = "pictures"
 MLLM_ONLY = "mllm-only"
 REMEDY = "Expected one model and its settings in a folder: choose another --out, or delete that one."
-UNSHOWN = {"license", "plan_instruction", "max_references"}  # settings of a pipeline that no picture shows
+UNSHOWN = {"judge", "license", "max_references", "plan_instruction"}  # settings of a pipeline that no picture shows
 HELD = {"stages", "image_size", "num_inference_steps", "guidance_scale"}  # those that a Run has fields for
 STAGES = (MLLM_ONLY, "free", "paper", "faithful", "default")  # from meaning to identity, then the model's own
 

@@ -9,6 +9,7 @@ from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, FluxTransf
 from torch import nn
 from transformers import InternVLForConditionalGeneration
 
+from subjectgen.data.patchwork import with_patchwork
 from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
 from subjectgen.data.world import MAX_SUBJECTS
@@ -35,6 +36,7 @@ SCHEDULES = {
 }
 BATCH_SIZES = {"vae": 8, "sight": 128, "mllm": 16, "stage1": 16, "align": 16, "stage2": 16}
 STARTS = ("sight", "mllm", "align")  # phases that may go on from a pipeline
+VARIANTS = {"sight": 4, "mllm": 4}  # of each subject, where a few hundred are known by heart soon
 SETTINGS = {
     "conditions": "cached",
     "stages": "faithful",
@@ -82,7 +84,8 @@ def train(
     check_start(phase, out, start)
     check_before(phase, out, start)
     device = best_device()
-    trained = builder(phase, out, start)(seen_subjects(cutouts, device), batch_size or BATCH_SIZES[phase], seed)
+    renderer = seen_subjects(cutouts, device, VARIANTS.get(phase, 0))
+    trained = builder(phase, out, start)(renderer, batch_size or BATCH_SIZES[phase], seed)
     leads = Workers(trained.model).leads  # one process of those that train together writes
     for network in trained.networks if compile else ():
         network.compile(dynamic=False)
@@ -92,15 +95,15 @@ def train(
             assemble(out).save_pretrained(folder, max_shard_size="15MB")
 
 
-def seen_subjects(cutouts: Path | None, device: torch.device) -> Renderer:
-    """What may be trained on."""
+def seen_subjects(cutouts: Path | None, device: torch.device, variants: int = 0) -> Renderer:
+    """What may be trained on, and so many variants of each."""
     subjects = load_subjects(cutouts=cutouts).split(unseen=False)
     if len(subjects.names) < MAX_SUBJECTS:
         raise ValueError(
             f"{cutouts} holds {len(subjects.names)} subjects that may be trained on: expected at least {MAX_SUBJECTS} "
             "(a tenth, by their names, is kept for measuring). Add cut-outs"
         )
-    return Renderer(subjects, device)
+    return Renderer(with_patchwork(subjects, variants), device)
 
 
 def builder(phase: str, out: Path, start: Path | None = None) -> Callable[[Renderer, int, int], MiniPhase]:

@@ -62,10 +62,11 @@ class SightPhase:
             raise ValueError(f"batch_size={batch_size}: expected an even number, as every subject is there twice")
         self.renderer, self.batch_size, self.seed = renderer, batch_size, seed
         torch.manual_seed(seed)
-        self.processor, mllm = untrained(renderer.names) if start is None else trained(start)
+        names = tuple(dict.fromkeys(renderer.names))  # variants share theirs
+        self.processor, mllm = untrained(names) if start is None else trained(start)
         self.mllm = mllm.to(renderer.device)  # type: ignore[arg-type]  (hidden by a decorator)
         width = self.processor.image_seq_length * mllm.config.text_config.hidden_size  # type: ignore[union-attr]  (built by now)
-        heads = Heads(renderer.names, width).to(renderer.device)
+        heads = Heads(names, width).to(renderer.device)
         parts = {"tower": mllm.model.vision_tower, "projector": mllm.model.multi_modal_projector, "heads": heads}
         self.model = nn.ModuleDict(parts)
         self.heads = heads

@@ -19,6 +19,8 @@ from subjectgen import ClipDinoJudge, MllmJudge, Score, Subject, TowerJudge
 from subjectgen.checkpoints import Checkpoint
 from subjectgen.masks import read_mask
 from subjectgen.models.mllm.internvl import InternVLReader
+from subjectgen.reasoning.decoding import GrammarPicker
+from subjectgen.reasoning.questions import departures_answer
 from subjectgen.reasoning.view import departures_grammar, views
 from subjectgen.weights import WeightsError
 
@@ -156,13 +158,29 @@ class TestDepartures:
 
     def test_every_answer_in_order(self):
         grammar = departures_grammar(("subject", "scene", "view", "pose"))
-        assert set(re.findall('"([^"]+)"', grammar)) == set(self.ANSWERS)
+        (wrong,) = re.findall("^wrong: (.+)$", grammar, flags=re.MULTILINE)
+        assert set(re.findall('"([^"]+)"', wrong)) == set(self.ANSWERS)
 
-    def test_the_likeliest_of_the_first_tokens(self, pipe):
+    @pytest.mark.parametrize("departs", [(), ("scene",), ("subject", "pose")])
+    def test_what_is_trained_on_is_an_answer(self, departs):
+        """Token by token, as it is written."""
+        tokenizer = tiny_tokenizer()
+        picker = GrammarPicker(tokenizer, departures_grammar(("subject", "scene", "view", "pose")))
+        answer = departures_answer("red plain", "2 of image 1 top left small", departs)
+        wanted, said = tokenizer(answer, add_special_tokens=False)["input_ids"], []
+        while len(said) < len(wanted):
+            logits = torch.zeros(len(tokenizer)).index_fill(0, torch.tensor(wanted[len(said)]), 1.0)
+            said += picker(logits, at_most=1)
+        assert said == wanted
+
+    def test_the_likeliest_of_the_first_tokens(self, pipe, monkeypatch):
+        """Asked in the words of training, behind all references; here without what is seen, which is long."""
         asked = (
-            "What departs in image 3 from this plan? scene: red plain; view: 1 of image 1 top; pose: image 1 upright; "
-            "changes: ground; keeps: shape"
+            "What are scene and view of image 3, and what departs from this plan? scene: red plain; "
+            "view: 1 of image 1 top; pose: image 1 upright; changes: ground; keeps: shape"
         )
+        answers = " | ".join(f'"{answer}"' for answer in self.ANSWERS)
+        monkeypatch.setattr("subjectgen.reasoning.view.departures_grammar", lambda _: f"start: {answers}")
         plan = a_plan(subject_images=[RED, TALL])
         logits, tokenizer = whole(pipe, [RED, TALL, PAINTED], asked), pipe.processor.tokenizer
         texts = {token: text for token in range(len(tokenizer)) if (text := tokenizer.decode([token]))}

@@ -288,11 +288,16 @@ class TestTalks:
         """Yes if and only if the picture is what is asked in that respect; both answers to every question."""
         rng, answers = np.random.default_rng(0), set()
         for _ in range(600):
-            painted, (reference,) = random_painted(rng), random_sightings(rng, 1)
-            talk = judgement_talk(rng, painted, reference)
+            count = int(rng.integers(1, 4))
+            painted, references = random_painted(rng, count), random_sightings(rng, count)
+            talk = judgement_talk(rng, painted, references)
             wrong = self.departures(painted)
-            if talk.user.startswith("What departs"):
-                assert talk.answer == (", ".join(wrong) or "nothing")
+            assert f"image {count + 1}" in talk.user
+            if talk.user.startswith("What are scene and view"):
+                ground, seen = painted.shows.ground, enumerate(painted.shows.placements, start=1)
+                view = ", ".join(f"{p.number} of image {k} {p.place} {p.size}" for k, p in seen)
+                shows = f"scene: {ground.colour} {ground.pattern}; view: {view}"
+                assert talk.answer == f"{shows}; departs: {', '.join(wrong) or 'nothing'}"
                 answers.add(("departs", bool(wrong)))
                 continue
             respect = "subject" if "Does" in talk.user else re.findall("scene|view|pose", talk.user)[0]
@@ -301,13 +306,13 @@ class TestTalks:
         assert len(answers) == 10
 
     def departures(self, painted: Painted):
-        (asked,), (shows,) = painted.asked.placements, painted.shows.placements
-        stands = [(p.place, p.size, p.number) for p in (asked, shows)]
+        stands = [[(p.place, p.size, p.number) for p in each.placements] for each in (painted.asked, painted.shows)]
+        poses = [[p.pose for p in each.placements] for each in (painted.asked, painted.shows)]
         different = {
             "subject": not painted.same_subject,
             "scene": painted.asked.ground != painted.shows.ground,
             "view": stands[0] != stands[1],
-            "pose": asked.pose != shows.pose,
+            "pose": poses[0] != poses[1],
         }
         return [respect for respect, is_other in different.items() if is_other]
 

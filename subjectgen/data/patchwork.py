@@ -17,7 +17,7 @@ FADED, BRIGHT = (0.5, 1.3), (0.6, 1.25)  # saturation and brightness, of what th
 
 
 def with_patchwork(subjects: Subjects, times: int, seed: int = 0) -> Subjects:
-    """Subjects, and so many variants of each under its name, as they stand: which way up they are is still to be seen."""
+    """Subjects, and so many variants of each under its name; which way up they are is still to be seen."""
     rng = np.random.default_rng(seed)
     own = range(len(subjects.names))
     made = [patched(rng, subjects.rgba[i], subjects.rgba[rng.integers(len(own))]) for _ in range(times) for i in own]

@@ -9,11 +9,11 @@ from subjectgen.data.indirect import riddle
 from subjectgen.data.plans import decisions, plan, pose_words, view_words
 from subjectgen.data.prompts import request
 from subjectgen.data.sightings import Sighting, ground_words
-from subjectgen.data.world import COLOURS, PATTERNS, Ground, Scene, choice, random_count, random_placement, random_scene
+from subjectgen.data.world import COLOURS, PATTERNS, Ground, Scene, choice, random_count, random_scene
 from subjectgen.reasoning.questions import (
     NO,
-    NOTHING,
     YES,
+    departures_answer,
     departures_question,
     pose_question,
     scene_question,
@@ -22,6 +22,7 @@ from subjectgen.reasoning.questions import (
 )
 
 SHARE_OF_RIDDLES = 0.4  # of plans: requests that must be thought about
+SHARE_OF_DEPARTURES = 0.6  # of judgements: what is seen, and what departs; the others are answered by yes or no
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Painted:
 
     asked: Scene
     shows: Scene
-    same_subject: bool
+    same_subject: bool  # the first one is
 
 
 def random_asked(rng: np.random.Generator, seen: Sequence[Sighting]) -> Asked:
@@ -81,29 +82,30 @@ def question_talk(rng: np.random.Generator, seen: Sequence[Sighting]) -> Talk:
     return choice(rng, asked)
 
 
-def random_painted(rng: np.random.Generator) -> Painted:
-    """A picture that is right half of the time in each respect."""
-    asked = random_scene(rng, 1)
+def random_painted(rng: np.random.Generator, count: int = 1) -> Painted:
+    """A picture of so many subjects that is right half of the time in each respect."""
+    asked = random_scene(rng, count)
     shows = asked
     if rng.random() < 0.4:
         shows = replace(shows, ground=random_scene(rng, 1).ground)
     if rng.random() < 0.4:
-        shows = replace(shows, placements=(random_placement(rng),))
+        shows = replace(shows, placements=random_scene(rng, count).placements)
     return Painted(asked=asked, shows=shows, same_subject=rng.random() < 0.6)
 
 
-def judgement_talk(rng: np.random.Generator, painted: Painted, reference: Sighting) -> Talk:
-    """A question about a picture, image 2, which was painted after the plan of a request about image 1."""
-    asked, wrong = painted.asked, departures(painted)
+def judgement_talk(rng: np.random.Generator, painted: Painted, references: Sequence[Sighting]) -> Talk:
+    """A question about a picture, the last image, which was painted after the plan of a request about the others."""
+    asked, shows, wrong = painted.asked, painted.shows, departures(painted)
+    picture, shown = len(references) + 1, tuple(range(1, len(references) + 1))
+    if rng.random() < SHARE_OF_DEPARTURES:
+        user = departures_question(decisions(asked, references, shown), picture)
+        return Talk(user=user, answer=departures_answer(ground_words(shows.ground), view_words(shows, shown), wrong))
     questions = (
-        (subject_question(reference.name, reference=1, picture=2), "subject"),
-        (scene_question(ground_words(asked.ground), picture=2), "scene"),
-        (view_question(view_words(asked, (1,)), picture=2), "view"),
-        (pose_question(pose_words(asked, (1,)), picture=2), "pose"),
+        (subject_question(references[0].name, reference=1, picture=picture), "subject"),
+        (scene_question(ground_words(asked.ground), picture), "scene"),
+        (view_question(view_words(asked, shown), picture), "view"),
+        (pose_question(pose_words(asked, shown), picture), "pose"),
     )
-    if rng.random() < 0.3:
-        user = departures_question(decisions(asked, [reference], (1,)), picture=2)
-        return Talk(user=user, answer=", ".join(wrong) or NOTHING)
     text, respect = choice(rng, questions)
     return Talk(user=text, answer=NO if respect in wrong else YES)
 
@@ -111,11 +113,12 @@ def judgement_talk(rng: np.random.Generator, painted: Painted, reference: Sighti
 def departures(painted: Painted) -> list[str]:
     """In which respects a picture is not what was asked for."""
     asked, shows = painted.asked, painted.shows
+    shown = range(1, len(asked.placements) + 1)
     differs = {
         "subject": not painted.same_subject,
         "scene": asked.ground != shows.ground,
-        "view": view_words(asked, (1,)) != view_words(shows, (1,)),
-        "pose": pose_words(asked, (1,)) != pose_words(shows, (1,)),
+        "view": view_words(asked, shown) != view_words(shows, shown),
+        "pose": pose_words(asked, shown) != pose_words(shows, shown),
     }
     return [respect for respect, other in differs.items() if other]
 

@@ -28,7 +28,7 @@ DECIDED = re.compile(
 def plan_grammar(num_subjects: int) -> str:
     """All plans about this many references, as a Lark grammar for llguidance."""
     decisions = ' "; '.join(f'{name}: " WORDS' for name in DECISIONS)
-    colour = _words(MAX_COLOUR, without=";,")
+    colour = words_of(MAX_COLOUR, without=";,")
     return f"""
 start: {"subject " * num_subjects}plan prompt
 subject: "<subject>name: " NAME "; colours: " COLOURS details? text? "; box: " box appearance "</subject>"
@@ -38,14 +38,14 @@ appearance: "; pose: " WORDS "; ground: " WORDS
 plan: "<plan>{decisions} "</plan>"
 prompt: "<prompt>" PROMPT "</prompt>"
 {_box_rules()}
-NAME: /{_words(MAX_NAME, without=";")}/
+NAME: /{words_of(MAX_NAME, without=";")}/
 COLOURS: /{colour}(?:, {colour}){{0,{MAX_COLOURS - 1}}}/
-WORDS: /{_words(MAX_WORDS, without=";")}/
-PROMPT: /{_words(MAX_PROMPT, without="")}/
+WORDS: /{words_of(MAX_WORDS, without=";")}/
+PROMPT: /{words_of(MAX_PROMPT, without="")}/
 """
 
 
-def _words(at_most: int, *, without: str) -> str:
+def words_of(at_most: int, *, without: str) -> str:
     """A regular expression for text without tags, some separators and control characters; no space at its ends."""
     end, inside = (rf"[^<>{left_out}\x00-\x1f\x7f]" for left_out in (without + " ", without))
     return f"{end}(?:{inside}{{0,{at_most - 2}}}{end})?"

@@ -1,6 +1,9 @@
 """The words in which an MLLM is asked about a painted picture; images are counted from 1, the picture is the last."""
 
+from collections.abc import Sequence
+
 YES, NO, NOTHING = "yes", "no", "nothing"
+DEPARTS = "departs: "
 RESPECTS = ("subject", "scene", "view", "pose")  # in which a picture may depart from its plan
 
 
@@ -25,5 +28,10 @@ def pose_question(words: str, picture: int) -> str:
 
 
 def departures_question(decisions: str, picture: int) -> str:
-    """In which respects the picture is not what was decided: `NOTHING`, or some of `RESPECTS` between commas."""
-    return f"What departs in image {picture} from this plan? {decisions}"
+    """In which respects the picture is not what was decided, once it is said what it shows."""
+    return f"What are scene and view of image {picture}, and what departs from this plan? {decisions}"
+
+
+def departures_answer(scene: str, view: str, departures: Sequence[str]) -> str:
+    """What the picture shows, in a plan's words, then some of `RESPECTS`: to compare words is easier than to see."""
+    return f"scene: {scene}; view: {view}; {DEPARTS}{', '.join(departures) or NOTHING}"

@@ -11,16 +11,18 @@ from subjectgen.backbones import Reader
 from subjectgen.batch import prefixes
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.decoding import GrammarPicker
+from subjectgen.reasoning.grammar import words_of
 from subjectgen.reasoning.paint import checked_entries
 from subjectgen.reasoning.plan import DECISIONS, Plan
-from subjectgen.reasoning.questions import NO, NOTHING, RESPECTS, YES, departures_question
+from subjectgen.reasoning.questions import DEPARTS, NO, NOTHING, RESPECTS, YES, departures_question
 from subjectgen.references import read_images
 from subjectgen.types import ReferencePrefix
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
 
-MAX_ANSWER = 64  # tokens: all respects, letter by letter
+MAX_ANSWER = 1024  # tokens: what is seen, byte by byte, then all respects
+MAX_SEEN = 120  # characters of a scene or a view, so that it comes to an end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class View:
         return logits.softmax(-1)[:, :2].sum(-1).tolist()
 
     def departures(self, plan: Plan) -> tuple[str, ...]:
-        """The respects in which the picture is not what was planned, as the MLLM sees it; its likeliest answer."""
+        """The respects in which the picture is not what was planned, once the MLLM has said what it sees; greedily."""
         tokenizer = self.reader.processor.tokenizer
         decisions = "; ".join(f"{name}: {getattr(plan, name)}" for name in DECISIONS)
         respects = RESPECTS if self.number > 1 else RESPECTS[1:]  # without references there is no subject to keep
@@ -56,16 +58,19 @@ class View:
             raise ValueError(
                 f"the MLLM has no positions left to say more than {text!r} of its picture: use fewer references"
             )
-        return () if text == NOTHING else tuple(text.split(", "))
+        wrong = text.rpartition(DEPARTS)[2]
+        return () if wrong == NOTHING else tuple(wrong.split(", "))
 
     def _first_token(self, word: str) -> int:
         return self.reader.processor.tokenizer(word, add_special_tokens=False)["input_ids"][0]
 
 
 def departures_grammar(respects: Sequence[str]) -> str:
-    """All answers: `NOTHING`, or some of these respects in their order."""
+    """All `departures_answer`s: what is seen, then `NOTHING`, or some of these respects in their order."""
     some = (", ".join(each) for count in range(1, len(respects) + 1) for each in combinations(respects, count))
-    return "start: " + " | ".join(f'"{answer}"' for answer in (NOTHING, *some))
+    wrong = " | ".join(f'"{answer}"' for answer in (NOTHING, *some))
+    words = words_of(MAX_SEEN, without=";")
+    return f'start: "scene: " WORDS "; view: " WORDS "; {DEPARTS}" wrong\nwrong: {wrong}\nWORDS: /{words}/\n'
 
 
 def views(pipe: "SubjectPipeline", plan: Plan, pictures: Sequence[Image.Image]) -> Iterator[View]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
@@ -13,15 +14,16 @@ from torch import Tensor, nn
 from subjectgen.data.batches import ALIKE, random_looks, reading_pose
 from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.rough import roughened
-from subjectgen.data.sightings import sighting
+from subjectgen.data.sightings import Sighting, sighting
 from subjectgen.data.talks import Talk, judgement_talk, plan_talk, question_talk, random_painted
-from subjectgen.data.world import SIDE, random_count
+from subjectgen.data.world import MAX_SUBJECTS, SIDE
 from subjectgen.evaluate.sheet import picture_grid
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.train.attention import attention_of
 from subjectgen.train.mini_mllm import export, trained
 
 SHARE_OF_JUDGEMENTS = 0.15  # of batches: pictures to be compared with what was asked for
+SHARE_OF_REFERENCES = (0.6, 0.25, 0.15)  # batches about one, two, three: a plan must lose none of them
 SHARE_OF_PLANS = 0.6  # of the rest; what remains are questions about one reference
 SHORT = 4  # questions or judgements for each plan that a batch would have: each teaches a word or two
 IGNORED = -100  # label of tokens that are not learned
@@ -63,31 +65,41 @@ class MllmPhase:
         """Exchanges, their pictures in order, and how many pictures each has. Neighbouring batches are of one kind."""
         seed = self.seed if seed is None else seed
         rng, alike = np.random.default_rng((seed, step)), np.random.default_rng((seed, step // ALIKE))
+        count = 1 + int(alike.choice(MAX_SUBJECTS, p=SHARE_OF_REFERENCES))
         if alike.random() < SHARE_OF_JUDGEMENTS:
-            return self.judgements(rng)
-        count, planning = random_count(alike), alike.random() < SHARE_OF_PLANS
+            return self.judgements(rng, count)
+        planning = alike.random() < SHARE_OF_PLANS
         number = self.batch_size * (1 if planning else SHORT)
         looks, poses = self.drawn(rng, number, count)
-        seen = [
-            [sighting(self.renderer, *pair) for pair in zip(*both, strict=True)]
-            for both in zip(looks, poses, strict=True)
-        ]
-        talks = [plan_talk(rng, each) if planning else question_talk(rng, each) for each in seen]
+        ask = plan_talk if planning else question_talk
+        talks = [ask(rng, each) for each in self.seen(looks, poses)]
         pixels = self.renderer.references(list(chain(*looks)), list(chain(*poses)))
         return talks, pixels, [count] * number
 
-    def judgements(self, rng: np.random.Generator) -> tuple[list[Talk], Float[Tensor, "n 3 h w"], list[int]]:
-        """A reference and a picture each: is it what was asked for?"""
-        number = self.batch_size * SHORT
-        looks, poses = self.drawn(rng, number, 1)
-        painted = [random_painted(rng) for _ in looks]
+    def judgements(
+        self, rng: np.random.Generator, count: int
+    ) -> tuple[list[Talk], Float[Tensor, "n 3 h w"], list[int]]:
+        """So many references and a picture each: is it what was asked for?"""
+        number = self.batch_size * SHORT // count
+        looks, poses = self.drawn(rng, number, count)
+        painted = [random_painted(rng, count) for _ in looks]
         others, _ = self.drawn(rng, number, 1)
-        shown = [look if each.same_subject else other for look, other, each in zip(looks, others, painted, strict=True)]
-        seen = [sighting(self.renderer, look[0], pose[0]) for look, pose in zip(looks, poses, strict=True)]
-        talks = [judgement_talk(rng, *pair) for pair in zip(painted, seen, strict=True)]
+        shown = [
+            look if each.same_subject else [*other, *look[1:]]
+            for look, other, each in zip(looks, others, painted, strict=True)
+        ]
+        talks = [judgement_talk(rng, *pair) for pair in zip(painted, self.seen(looks, poses), strict=True)]
         references = self.renderer.references(list(chain(*looks)), list(chain(*poses)))
         pictures = roughened(rng, self.renderer.scenes([each.shows for each in painted], shown))
-        return talks, torch.stack([references, pictures], dim=1).flatten(0, 1), [2] * number
+        whole = torch.cat([rearrange(references, "(n r) c h w -> n r c h w", n=number), pictures[:, None]], dim=1)
+        return talks, whole.flatten(0, 1), [count + 1] * number
+
+    def seen(self, looks: list[list[Look]], poses: list[list[ReferencePose]]) -> list[list[Sighting]]:
+        """What is to be seen in the references of each exchange."""
+        return [
+            [sighting(self.renderer, *pair) for pair in zip(*both, strict=True)]
+            for both in zip(looks, poses, strict=True)
+        ]
 
     def drawn(
         self, rng: np.random.Generator, number: int, count: int

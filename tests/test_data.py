@@ -15,6 +15,7 @@ import subjectgen
 from subjectgen.data import subjects as module
 from subjectgen.data.batches import batch_of, random_looks, training_pose
 from subjectgen.data.held_out_words import HELD_OUT, SPOKEN
+from subjectgen.data.more_words import WORDINGS
 from subjectgen.data.prompts import TRAINED, Words, request
 from subjectgen.data.render import Look, ReferencePose, Renderer, hue_shift
 from subjectgen.data.subjects import load_subjects, save_subjects
@@ -338,6 +339,36 @@ def phrases(words: Words) -> set[str]:
     """Every phrase and template of a set of wordings, but what is said by silence."""
     tables = (words.places, words.sizes, words.poses, words.grounds)
     return {phrase for table in tables for wordings in table.values() for phrase in wordings if phrase}
+
+
+class TestMoreWords:
+    def test_they_mean_the_same(self):
+        """Each read by another reader, of every wording."""
+        rng = np.random.default_rng(0)
+        for words in WORDINGS:
+            for _ in range(600):
+                scene = random_scene(rng, 1)
+                prompt = request(rng, scene, ["teapot"], words)
+                assert understood(prompt) == scene, prompt
+
+    def test_no_wording_means_two_things(self):
+        for words in WORDINGS:
+            said = [p for t in (words.places, words.sizes, words.poses) for each in t.values() for p in each if p]
+            assert len(set(said)) == len(said)
+
+    def test_none_is_held_out(self):
+        for words in WORDINGS:
+            assert not phrases(HELD_OUT) & phrases(words) and HELD_OUT.phrase != words.phrase
+            assert not set(HELD_OUT.orders) & set(words.orders) and not set(HELD_OUT.joints) & set(words.joints)
+
+    def test_batches_have_what_they_are_given(self, folder):
+        renderer = Renderer(load_subjects(cutouts=folder))
+        few, many = (
+            {prompt for index in range(4) for prompt in batch_of(renderer, 0, index, 16, **given).prompts}
+            for given in ({}, {"wordings": WORDINGS})
+        )
+        new = re.compile("in front of|a picture of|as the background of|the background is|over ")
+        assert not any(map(new.search, few)) and sum(map(bool, map(new.search, many))) > 5
 
 
 class TestHeldOutWords:

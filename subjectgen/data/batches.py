@@ -10,9 +10,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subjectgen.data.prompts import request
+from subjectgen.data.prompts import TRAINED, Words, request
 from subjectgen.data.render import Look, ReferencePose, Renderer
-from subjectgen.data.world import POSES, SHARE_UPRIGHT, SIDE, Scene, random_count, random_scene
+from subjectgen.data.world import POSES, SHARE_UPRIGHT, SIDE, Scene, choice, random_count, random_scene
 
 HUES = tuple(range(0, 360, 60))  # degrees
 SHARE_STRAIGHT = 0.45  # of the references that are trained on
@@ -37,11 +37,18 @@ class Batch:
 
 
 def batch_of(
-    renderer: Renderer, seed: int, index: int, size: int, count: int | None = None, upright: float = SHARE_UPRIGHT
+    renderer: Renderer,
+    seed: int,
+    index: int,
+    size: int,
+    count: int | None = None,
+    upright: float = SHARE_UPRIGHT,
+    wordings: Sequence[Words] = (TRAINED,),
 ) -> Batch:
     """Batch `index` of a seed, on the renderer's device; all its pictures have equally many subjects: no padding.
 
-    count: so many; None draws it. upright: the share of subjects that are painted so.
+    count: so many; None draws it. upright: the share of subjects that are painted so. wordings: of
+    which each prompt has one.
     """
     rng = np.random.default_rng((seed, index))
     count = count or random_count(np.random.default_rng((seed, index // ALIKE)))
@@ -50,6 +57,7 @@ def batch_of(
     poses = [[training_pose(rng, len(renderer.names)) for _ in scene_looks] for scene_looks in looks]
     flat = list(chain(*looks)), list(chain(*poses))
     names = [[renderer.names[look.subject] for look in scene_looks] for scene_looks in looks]
+    asked = zip(scenes, names, strict=True)
     return Batch(
         scenes=scenes,
         looks=looks,
@@ -57,7 +65,7 @@ def batch_of(
         target=renderer.scenes(scenes, looks),
         references=rearrange(renderer.references(*flat), "(b r) c h w -> b r c h w", b=size),
         masks=rearrange(random_masks(rng, renderer, *flat), "(b r) h w -> b r h w", b=size),
-        prompts=[request(rng, scene, called) for scene, called in zip(scenes, names, strict=True)],
+        prompts=[request(rng, scene, called, choice(rng, wordings)) for scene, called in asked],
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from subjectgen.data.indirect import riddle
+from subjectgen.data.more_words import WORDINGS
 from subjectgen.data.plans import decisions, plan, pose_words, view_words
 from subjectgen.data.prompts import request
 from subjectgen.data.sightings import Sighting, ground_words
@@ -57,7 +58,7 @@ def random_asked(rng: np.random.Generator, seen: Sequence[Sighting]) -> Asked:
         drawn = riddle(rng, seen)
         return Asked(text=drawn.text, scene=drawn.scene, shown=(drawn.shown,))
     scene = random_scene(rng, len(seen))
-    text = request(rng, scene, [each.name for each in seen])
+    text = request(rng, scene, [each.name for each in seen], choice(rng, WORDINGS))
     return Asked(text=text, scene=scene, shown=tuple(range(1, len(seen) + 1)))
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import InternVLForConditionalGeneration
 
 from subjectgen.data.batches import Batch, batch_of, generator_of
+from subjectgen.data.more_words import WORDINGS
 from subjectgen.data.render import Renderer
 from subjectgen.data.world import SIDE, Scene
 from subjectgen.evaluate.sheet import picture_grid
@@ -94,7 +95,7 @@ class SubjectPhase:
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Squared error of the velocity, weighted towards the subjects."""
-        batch = batch_of(self.renderer, self.seed, step, self.batch_size, upright=UPRIGHT)
+        batch = batch_of(self.renderer, self.seed, step, self.batch_size, upright=UPRIGHT, wordings=WORDINGS)
         return self.velocity_loss(batch, generator_of(self.seed, step, self.renderer.device))
 
     def velocity_loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:

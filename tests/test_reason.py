@@ -21,6 +21,7 @@ from subjectgen.reasoning.paint import spoken_of
 RED, BLUE, TALL = picture("red"), picture("blue"), picture("green", size=(30, 60))
 PROMPT = "a red cat"
 NEW_TOKENS = 24
+LOST = {"asked": "image 1 and image 2 on red", "view": "image 1 left, image 2 right"}  # but for the prompt
 
 
 @pytest.fixture(autouse=True)
@@ -404,6 +405,36 @@ class TestPainting:
             small(["a", "b"], [[TALL], [RED]], reasoning=True)
         failed, whole = refused.value.plans
         assert Plan.from_json(failed.written) == plan and whole == plan
+
+    def test_a_plan_that_loses_a_subject(self, small):
+        plan = a_plan("image 1 on red", count=2, subject_images=[RED, TALL], **LOST)
+        words = r"prompt='image 1 on red' leaves out image 2, which asked=.* speak of.*replace\(prompt=.*or ask again"
+        with pytest.raises(ValueError, match=words):
+            small(plan)
+        with pytest.raises(ValueError, match="leaves out image 2"):
+            small(Plan.from_json(plan.to_json()), [RED, TALL])
+        assert small(plan.replace(prompt="image 1 and image 2 on red"), output_type="latent").plans
+
+    def test_a_plan_that_loses_a_subject_of_the_mllm(self, small, monkeypatch):
+        plan = a_plan("image 1 on red", count=2, **{**LOST, "asked": "the mug beside the hat"})
+        monkeypatch.setattr(reason_module, "parse_plan", lambda text, count, asked: plan)
+        monkeypatch.setattr(type(small), "_paint", lambda *_: pytest.fail("painted"))
+        with pytest.raises(PlanError, match=r"the MLLM's plan cannot be painted: .*leaves out image 2") as refused:
+            small(plan.asked, [Subject(RED, name="mug"), Subject(TALL, name="hat")], reasoning=True)
+        assert Plan.from_json(refused.value.written) == plan
+
+    @pytest.mark.parametrize(
+        ("prompt", "asked", "view"),
+        [
+            ("image 2 on blue", "image 2 on the ground of image 1", "image 2 left"),
+            ("image 2 on blue", "the cat", "image 1 left, image 2 right"),
+            ("images 1 and 2 on blue", "image 1 and image 2", "image 1 left, image 2 right"),
+            ("both cats on blue", "image 1 and image 2", "image 1 left, image 2 right"),
+        ],
+    )
+    def test_none_is_lost_that_is_not_asked_for_in_the_view(self, small, prompt, asked, view):
+        plan = a_plan(prompt, count=2, subject_images=[RED, TALL], asked=asked, view=view)
+        assert len(small(plan, output_type="latent", num_inference_steps=1).images) == 1
 
     def test_phrases_are_bound_in_the_plans_own_numbers(self, small):
         """Also where a reference is left out and the others are counted anew."""

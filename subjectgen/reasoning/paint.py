@@ -54,9 +54,10 @@ def words_and_references(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
     """The prompt, and the references that it speaks of, counted anew; all of them if it speaks of none.
 
     What was read while reasoning is painted from as long as it is the same. Subjects that were encoded before cannot
-    be taken apart.
+    be taken apart. Raises ValueError for a plan that loses a subject on the way to its prompt.
     """
     entries, framed = checked_entries(plan), framed_references(plan, limits)
+    _check_none_lost(plan, _names(entries))
     if entries and isinstance(entries[0], SubjectEmbeds):
         return plan.prompt, entries
     is_as_read = len(framed) == len(entries) and all(map(operator.is_, framed, entries))
@@ -80,6 +81,29 @@ def spoken_of(plan: Plan) -> list[int]:
     """
     every = list(range(1, len(plan.subjects) + 1))
     return every if SEVERAL.search(plan.prompt) else sorted({each.reference for each in bindings_of(plan)}) or every
+
+
+def _check_none_lost(plan: Plan, names: Sequence[str | None]) -> None:
+    """Raise ValueError where a reference is asked for and has its place in the view, and the prompt leaves it out.
+
+    Asked for alone it may be left out: "image 2 on the ground of image 1" shows image 2 only.
+    """
+    lost = (_meant(plan.asked, names) & _meant(plan.view, names)) - set(spoken_of(plan))
+    if lost:
+        called = " and ".join(f"image {k}" for k in sorted(lost))
+        raise ValueError(
+            f"the plan's prompt={plan.prompt!r} leaves out {called}, which asked={plan.asked!r} and view={plan.view!r} "
+            "speak of: expected a prompt that says all that is to be seen. Edit it with plan.replace(prompt=...), or "
+            "ask again in other words."
+        )
+
+
+def _meant(words: str, names: Sequence[str | None]) -> set[int]:
+    """The references that words speak of; none where they do not say which."""
+    try:
+        return {each.reference for each in bind(words, names)}
+    except ValueError:  # of a request from before its references got other names
+        return set()
 
 
 def bindings_of(plan: Plan) -> tuple[Binding, ...]:

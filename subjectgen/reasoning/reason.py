@@ -102,7 +102,7 @@ def _parsed(
 
 
 def _paintable(result: Plan | PlanError, limits: Limits) -> Plan | PlanError:
-    """An error for a plan with a box beside its picture, or words that could mean two references."""
+    """An error for a plan with a box beside its picture, a subject lost, or words that could mean two references."""
     if isinstance(result, PlanError):
         return result
     try:

@@ -303,7 +303,7 @@ class SubjectPipeline(SavedPipeline):
         return self._interrupt
 
     def _resolve(self, request: Request) -> ResolvedRequest:
-        resolved = resolve(as_painted(request, self.limits), self.limits)
+        resolved = resolve(as_painted(request, self), self.limits)
         for subjects in resolved.subjects:
             if isinstance(subjects, SubjectEmbeds):
                 subjects.check(self.fingerprints)

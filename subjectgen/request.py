@@ -85,7 +85,7 @@ class ResolvedRequest:
 def resolve(request: Request, limits: Limits) -> ResolvedRequest:
     """The request with every choice made. Raises ValueError or FileNotFoundError for what cannot be."""
     prompts = _prompts(request.prompt)
-    negative_prompts = _negative_prompts(request.negative_prompt, len(prompts))
+    negative_prompts = negative_prompts_of(request.negative_prompt, len(prompts))
     entries = subject_lists(request.subject_images, len(prompts))
     subjects = tuple(_subjects(each, limits) for each in entries)
     bindings = _bindings(prompts, subjects)
@@ -127,7 +127,8 @@ def _prompts(prompt: Any) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-def _negative_prompts(negative_prompt: Any, num_prompts: int) -> tuple[str, ...]:
+def negative_prompts_of(negative_prompt: Any, num_prompts: int) -> tuple[str, ...]:
+    """That of each prompt, empty where none is given. Raises ValueError for another number of them."""
     if negative_prompt is None:
         negative_prompt = ""
     if isinstance(negative_prompt, str):

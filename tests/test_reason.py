@@ -11,12 +11,13 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 import subjectgen.reasoning.reason as reason_module
-from subjectgen import Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
+from subjectgen import MllmJudge, Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.models.mllm.qwen3_vl import Qwen3VLReader
 from subjectgen.reasoning import grammar
 from subjectgen.reasoning.instruction import INSTRUCTION
 from subjectgen.reasoning.paint import spoken_of
+from subjectgen.request import Request
 
 RED, BLUE, TALL = picture("red"), picture("blue"), picture("green", size=(30, 60))
 PROMPT = "a red cat"
@@ -463,6 +464,84 @@ class TestPainting:
     def test_cost_of_a_plan(self, small):
         plan = a_plan(count=1, subject_images=[RED])
         assert small.estimate(plan) == small.estimate(plan.prompt, [RED])
+
+
+class TestNegatives:
+    """They count references as the plan does, whatever it leaves out."""
+
+    def test_of_a_plan_about_the_second_reference(self, pipe):
+        plan = a_plan("image 2 on red", count=2, subject_images=[RED, Subject(TALL, name="hat")])
+        by_hand = latents(pipe, "image 1 on red", TALL, negative_prompt="image 1 upside down", guidance_scale=3.0)
+        for negative in ("image 2 upside down", ["image 2 upside down"]):
+            assert torch.equal(latents(pipe, plan, negative_prompt=negative, guidance_scale=3.0), by_hand)
+        named = latents(pipe, plan, negative_prompt="hat upside down", guidance_scale=3.0)
+        by_name = latents(
+            pipe, "image 1 on red", TALL, negative_prompt="hat of image 1 upside down", guidance_scale=3.0
+        )
+        assert torch.equal(named, by_name) and not torch.equal(named, by_hand)
+
+    def test_none_is_none(self, small):
+        """Not an empty text that is guided by, where the checkpoint guides by something else."""
+        plan = a_plan("image 1", count=1, subject_images=[RED])
+        for negative in (None, ""):
+            same = small._resolve(Request(prompt=plan, negative_prompt=negative))
+            assert same.guidance == small._resolve(Request(prompt="image 1", subject_images=RED)).guidance
+
+    def test_each_with_its_plan(self, small):
+        plans = [a_plan(f"image {k}", count=2, subject_images=[RED, TALL]) for k in (2, 1)]
+        resolved = small._resolve(Request(prompt=plans, negative_prompt=["image 2 small", "a dog"]))
+        assert resolved.negative_prompts == ("image 1 small", "a dog")
+
+    def test_encoded_subjects_keep_their_numbers(self, small):
+        plan = a_plan("image 2", count=2, subject_images=[small.encode_subjects([RED, TALL])])
+        assert small._resolve(Request(prompt=plan, negative_prompt="image 1")).negative_prompts == ("image 1",)
+
+    def test_about_what_the_plan_leaves_out(self, small, monkeypatch):
+        monkeypatch.setattr(SubjectPipeline, "adapters", lambda *_: pytest.fail("work has begun"))
+        plan = a_plan("image 2 on red", count=2, subject_images=[RED, TALL])
+        with pytest.raises(ValueError, match=r"'image 1 small' speaks of image 1, which .*'image 2 on red' leaves out"):
+            small(plan, negative_prompt="image 1 small", guidance_scale=3.0)
+
+    def test_the_mllms_plan_is_not_lost_by_it(self, small, monkeypatch):
+        plan = a_plan("image 2 on red", count=2)
+        monkeypatch.setattr(reason_module, "parse_plan", lambda text, count, asked: plan)
+        with pytest.raises(PlanError, match=r"speaks of image 1, which the plan's prompt") as refused:
+            small("a", [RED, TALL], negative_prompt="image 1 small", reasoning=True, guidance_scale=3.0)
+        assert Plan.from_json(refused.value.written) == plan
+
+
+@pytest.fixture(scope="module")
+def other():
+    """Another model: what this one has read means nothing to it."""
+    pipe = reasoning_pipeline()
+    with torch.no_grad():
+        next(pipe.mllm.parameters()).add_(1e-2)
+    return pipe
+
+
+class TestAnotherModel:
+    def test_it_paints_from_the_plans_own_pictures(self, small, other, monkeypatch, whole_boxes):
+        plan = small.reason(PROMPT, [RED, TALL])
+        counter = Counter(other, monkeypatch)
+        painted = latents(other, plan)
+        assert (counter.read, counter.encoded) == (2, 2) and plan.embeds is not None
+        assert torch.equal(painted, latents(other, plan.prompt, [RED, TALL]))
+
+    def test_it_looks_at_them_again(self, small, other, whole_boxes):
+        plan = small.reason(PROMPT, [RED, TALL])
+        (score,), (expected,) = (
+            MllmJudge(other)([RED], each, None) for each in (plan, plan.replace(subject_images=[RED, TALL]))
+        )
+        assert score == expected
+
+    def test_encoded_subjects_cannot_be_read_again(self, small, other):
+        plan = small.reason(PROMPT, small.encode_subjects([RED, TALL]))
+        words = r"different model: mllm .*plan.replace\(subject_images=\[...\]\)"
+        with pytest.raises(ValueError, match=words):
+            other(plan)
+        with pytest.raises(ValueError, match=words):
+            MllmJudge(other)([RED], plan, None)
+        assert len(other(plan.replace(subject_images=[RED, TALL], prompt="a"), output_type="latent").images) == 1
 
 
 class TestBoxes:

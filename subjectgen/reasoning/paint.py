@@ -4,16 +4,19 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subjectgen.binding import Binding, bind, numbered
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.images import load_image
 from subjectgen.reasoning.plan import Plan, PlannedSubject
 from subjectgen.references import cropped_as_seen
-from subjectgen.request import Limits, Request
+from subjectgen.request import Limits, Request, negative_prompts_of
 from subjectgen.subject import Subject
 from subjectgen.subject_lists import subject_lists
+
+if TYPE_CHECKING:
+    from subjectgen.pipeline import SubjectPipeline
 
 SEVERAL = re.compile(r"(?<!\w)images?\s+\d+\s*(?:,|and|&|or)\s*\d", re.IGNORECASE)
 NEARLY_ALL = 0.9  # of a picture: a box of this share is not worth reading the reference again
@@ -28,16 +31,21 @@ def plans_of(prompt: Any) -> list[Plan] | None:
     return plans or None
 
 
-def as_painted(request: Request, limits: Limits) -> Request:
+def as_painted(request: Request, pipe: "SubjectPipeline") -> Request:
     """A request whose prompts are plans => one of their prompts and references; any other as it is.
 
-    References that are given beside a plan stand in place of its own.
+    References that are given beside a plan stand in place of its own. Negative prompts count as the plans do.
     """
     plans = plans_of(with_references(request).prompt)
     if plans is None:
         return request
-    prompts, subjects = zip(*(words_and_references(plan, limits) for plan in plans), strict=True)
-    return replace(request, prompt=list(prompts), subject_images=list(subjects))
+    plans = [as_read_by(pipe, plan) for plan in plans]
+    prompts, subjects = zip(*(words_and_references(plan, pipe.limits) for plan in plans), strict=True)
+    negatives: Any = request.negative_prompt
+    if negatives:
+        given = negative_prompts_of(negatives, len(plans))
+        negatives = [negative_as_painted(plan, each) for plan, each in zip(plans, given, strict=True)]
+    return replace(request, prompt=list(prompts), subject_images=list(subjects), negative_prompt=negatives)
 
 
 def with_references(request: Request) -> Request:
@@ -64,6 +72,38 @@ def words_and_references(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
     if is_as_read and plan.embeds is not None:
         return plan.prompt, [plan.embeds]
     return _renumbered(*_bound(plan.prompt, _names(entries)), spoken_of(plan)), framed
+
+
+def negative_as_painted(plan: Plan, negative: str) -> str:
+    """A negative prompt in the plan's numbers => in those of the references that are painted from.
+
+    Raises ValueError for one about a reference that the plan's prompt leaves out.
+    """
+    entries = checked_entries(plan)
+    negative, bindings = _bound(negative, _names(entries))
+    if entries and isinstance(entries[0], SubjectEmbeds):  # none is left out
+        return negative
+    for each in bindings:
+        if each.reference not in spoken_of(plan):
+            raise ValueError(
+                f"negative_prompt={negative!r} speaks of image {each.reference}, which the plan's prompt="
+                f"{plan.prompt!r} leaves out, so that nothing is painted from it: expected only what that speaks of. "
+                "Change one of them."
+            )
+    return _renumbered(negative, bindings, spoken_of(plan))
+
+
+def as_read_by(pipe: "SubjectPipeline", plan: Plan) -> Plan:
+    """The plan without what another model read of its references: they are read again.
+
+    Raises ValueError where they were encoded by that model, and cannot be.
+    """
+    for entry in checked_entries(plan):
+        if isinstance(entry, SubjectEmbeds):
+            entry.check(pipe.fingerprints, "Give the plan its pictures: plan.replace(subject_images=[...]).")
+    if plan.embeds is None or plan.embeds.fingerprints == pipe.fingerprints:
+        return plan
+    return replace(plan, embeds=None)
 
 
 def framed_references(plan: Plan, limits: Limits) -> list[Any]:

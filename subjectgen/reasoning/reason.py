@@ -13,10 +13,10 @@ from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.decoding import GrammarPicker
 from subjectgen.reasoning.grammar import parse_plan, plan_grammar
 from subjectgen.reasoning.instruction import request_to_plan
-from subjectgen.reasoning.paint import plans_of, words_and_references
+from subjectgen.reasoning.paint import negative_as_painted, plans_of, words_and_references
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.references import References
-from subjectgen.request import Limits, Request, ResolvedRequest, Subjects
+from subjectgen.request import Limits, Request, ResolvedRequest, Subjects, negative_prompts_of
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import ReferencePrefix
 
@@ -70,7 +70,9 @@ def reasoned(pipe: "SubjectPipeline", request: Request, resolved: ResolvedReques
     """A request with a plan in place of each prompt."""
     if plans_of(request.prompt) is not None:
         raise ValueError("reasoning=True with a plan: expected prompts. A plan is painted as it is, without reasoning.")
-    results = [_paintable(each, pipe.limits) for each in _results(pipe, request, resolved, Writing())]
+    results = _results(pipe, request, resolved, Writing())
+    negatives = negative_prompts_of(request.negative_prompt, len(results))
+    results = [_paintable(*each, pipe.limits) for each in zip(results, negatives, strict=True)]
     plans = [_plan(results[0])] if isinstance(request.prompt, str) else _whole(results)
     return replace(request, prompt=plans, subject_images=None)
 
@@ -101,12 +103,16 @@ def _parsed(
     return replace(plan, subject_images=entries, embeds=embeds)
 
 
-def _paintable(result: Plan | PlanError, limits: Limits) -> Plan | PlanError:
-    """An error for a plan with a box beside its picture, a subject lost, or words that could mean two references."""
+def _paintable(result: Plan | PlanError, negative: str, limits: Limits) -> Plan | PlanError:
+    """An error for a plan with a box beside its picture, a subject lost, or words that could mean two references.
+
+    So too where it leaves out what its negative prompt speaks of.
+    """
     if isinstance(result, PlanError):
         return result
     try:
         words_and_references(result, limits)
+        negative_as_painted(result, negative)
     except ValueError as error:
         return PlanError(f"the MLLM's plan cannot be painted: {error} It wrote:\n{result}", result.to_json())
     return result

@@ -11,7 +11,7 @@ from subjectgen.backbones import Reader
 from subjectgen.batch import prefixes
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.decoding import GrammarPicker
-from subjectgen.reasoning.paint import checked_entries
+from subjectgen.reasoning.paint import as_read_by, checked_entries
 from subjectgen.reasoning.plan import DECISIONS, Plan
 from subjectgen.reasoning.questions import NO, NOTHING, RESPECTS, YES, departures_question
 from subjectgen.references import read_images
@@ -78,7 +78,8 @@ def views(pipe: "SubjectPipeline", plan: Plan, pictures: Sequence[Image.Image]) 
 
 
 def _read(pipe: "SubjectPipeline", reader: Reader, plan: Plan) -> ReferencePrefix:
-    """The references as they were read while reasoning, or read now: whole, as the plan's boxes are about them."""
+    """The references as this model read them while reasoning, or reads them now: whole, as the boxes are about them."""
+    plan = as_read_by(pipe, plan)
     if plan.embeds is not None:
         return plan.embeds.prefix
     entries = checked_entries(plan)

@@ -156,8 +156,10 @@ class SubjectPipeline(SavedPipeline):
             `MllmJudge`, which plans prompts first.
         reflect: how often, at most, pictures are painted again that the MLLM finds to depart from their plans: noised
             to `reflect_sigma` (1 = noise), with what departs said again in the prompt. Prompts are planned first.
+            Some stage below `reflect_sigma` has to hear the prompt: "paper" does down to .85.
         generator: one (drawn from once per picture, in order) or one per picture.
-        latents: noise [pictures, channels, rows, columns] in place of the generators'.
+        latents: noise [pictures, channels, rows, columns] in place of the generators'. Rounds of `reflect` draw
+            further noise, and so need a generator beside it.
         callback_on_step_end: called as (pipe, step, timestep, {"latents": [b, c, h, w]}); the "latents" of the mapping
             it returns are used from there on. Set `pipe._interrupt = True` in it to stop.
 

@@ -7,7 +7,7 @@ from tiny_pipeline import reasoning_pipeline, seeded_generators, shorten_plans
 from tiny_plans import RED, TALL, a_plan
 from tiny_qwen import reasoning_qwen_pipeline
 
-from subjectgen import MllmJudge, Score, Subject, SubjectPipeline, TowerJudge
+from subjectgen import MllmJudge, Score, Stage, Subject, SubjectPipeline, TowerJudge
 from subjectgen.models.vae import pixels_from_latents
 from subjectgen.reasoning import grammar
 from subjectgen.reasoning.reflect import REFLECT_SIGMA, corrected
@@ -229,8 +229,9 @@ class TestReflect:
     def test_starts_between_the_picture_and_fresh_noise_of_its_generator(self, pipe, said, monkeypatch):
         said += [("view",)]
         plan, starts = a_plan(subject_images=[RED, TALL]), Starts(monkeypatch)
-        out = painted(pipe, plan, reflect=1, reflect_sigma=0.7, generator=seeded_generators(8))
-        first = painted(pipe, plan, generator=seeded_generators(8)).images
+        options = {"stages": "free", "generator": seeded_generators(8)}
+        out = painted(pipe, plan, reflect=1, reflect_sigma=0.7, **options)
+        first = painted(pipe, plan, stages="free", generator=seeded_generators(8)).images
         (generator,) = seeded_generators(8)
         shape = first.shape[1:]
         noise, fresh = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -273,6 +274,14 @@ class TestReflect:
         assert first[0][0] is first[2][0] and first[0][3] is first[2][3] and first[1][1] is first[2][1]
         assert first[1][2].tobytes() != first[2][2].tobytes()
 
+    def test_rounds_of_given_noise_come_again_with_their_generator(self, small, said):
+        said += [("scene",), ("scene",)] * 2
+        plan, noise = a_plan(subject_images=[RED, TALL]), torch.randn(1, 4, 8, 8)
+        first, second = (
+            painted(small, plan, reflect=1, latents=noise, generator=seeded_generators(5)).images for _ in range(2)
+        )
+        assert torch.equal(first, second)
+
     def test_the_kept_candidate_is_improved(self, small, said, monkeypatch):
         said += [("scene",)]
         plan, starts = a_plan(subject_images=[RED, TALL]), Starts(monkeypatch)
@@ -307,7 +316,7 @@ class TestReflect:
         shifted = [2.5 * s / (1 + 1.5 * s) for s in (1.0, 0.75, 0.5, 0.25)]
         levels = []
         small(
-            a_plan(subject_images=[RED, TALL]), reflect=1, reflect_sigma=0.7,
+            a_plan(subject_images=[RED, TALL]), reflect=1, reflect_sigma=0.7, stages="free",
             callback_on_step_end=lambda pipe, step, timestep, tensors: levels.append(float(timestep) / 1000) or tensors,
         )  # fmt: skip
         assert levels == pytest.approx([*shifted, 0.7, *(s for s in shifted if s < 0.7)], abs=1e-4)
@@ -355,12 +364,40 @@ class TestRefusals:
             ({"reflect": True}, "reflect=True"),
             ({"reflect": 1, "reflect_sigma": 0}, "reflect_sigma=0"),
             ({"reflect": 1, "reflect_sigma": 1.5}, r"reflect_sigma=1\.5"),
+            ({"reflect": 1, "latents": torch.zeros(1, 4, 8, 8)}, r"latents with reflect=1 and no generator"),
+            ({"latents": torch.zeros(1, 4, 8, 8), "generator": 7}, "generator=7: expected torch.Generator"),
+            ({"latents": torch.zeros(1, 4, 8, 8), "generator": seeded_generators(1, 2)}, "2 generators for 1 pic"),
         ],
     )
     def test_before_anything_is_computed(self, small, monkeypatch, options, words):
         monkeypatch.setattr(SubjectPipeline, "adapters", lambda *_: pytest.fail("work has begun"))
         with pytest.raises(ValueError, match=words):
             small(PROMPT, **options)
+
+    @pytest.mark.parametrize(
+        ("stages", "sigma", "words"),
+        [
+            ("paper", 0.8, r"reflect_sigma=0\.8: .*expected more than 0\.85"),
+            ("paper", 0.85, r"reflect_sigma=0\.85: .*expected more than 0\.85"),
+            ([Stage(0.5), Stage(0.3, semantic=0.0), Stage(0.0, semantic=0.0)], 0.4, r"expected more than 0\.5"),
+            ([Stage(0.0, semantic=0.0)], 1.0, "expected stages with semantic above 0"),
+        ],
+    )
+    def test_a_correction_that_no_stage_hears(self, small, monkeypatch, stages, sigma, words):
+        monkeypatch.setattr(SubjectPipeline, "adapters", lambda *_: pytest.fail("work has begun"))
+        for prompt in (PROMPT, a_plan(count=1, prompt="image 1")):
+            with pytest.raises(ValueError, match=words):
+                small(prompt, RED, reflect=1, reflect_sigma=sigma, stages=stages)
+
+    def test_without_references_every_stage_hears(self, small, said):
+        said += [("scene",)]
+        options = {"reflect_sigma": 0.5, "stages": "paper"}
+        assert len(small(a_plan(count=0, prompt="red", view="top", pose="as it is"), reflect=1, **options).rounds) == 2
+
+    def test_a_stage_just_below_hears(self, small, said):
+        said += [("scene",)]
+        plan = a_plan(subject_images=[RED, TALL])
+        assert len(small(plan, reflect=1, reflect_sigma=0.86, stages="paper").rounds) == 2
 
     def test_a_plan_that_cannot_be_said_again(self, small, monkeypatch):
         monkeypatch.setattr(SubjectPipeline, "_paint", lambda *_: pytest.fail("painting has begun"))

@@ -12,7 +12,7 @@ from subjectgen.reasoning.best_of import Asked, Choice, asked_of, best_of, check
 from subjectgen.reasoning.judges import Judge, MllmJudge
 from subjectgen.reasoning.paint import plans_of
 from subjectgen.reasoning.reason import reasoned
-from subjectgen.reasoning.reflect import Reflection, Round, check_correctable, reflect
+from subjectgen.reasoning.reflect import Reflection, Round, check_correctable, check_heard, reflect
 from subjectgen.reasoning.tower_judge import TowerJudge
 from subjectgen.request import Request, ResolvedRequest, generators_of
 
@@ -44,6 +44,8 @@ class Refinement:
 
     def planned(self, pipe: "SubjectPipeline", request: Request, resolved: ResolvedRequest, reasoning: bool) -> Request:
         """The request, with a plan in place of each prompt where that is asked for or needed."""
+        if self.reflection.rounds:
+            check_heard(self.reflection, request, resolved)
         mllm_judges = isinstance(self._judge(pipe), MllmJudge)
         asks_mllm = self.reflection.rounds > 0 or (request.best_of > 1 and mllm_judges)
         if reasoning or (asks_mllm and plans_of(request.prompt) is None):

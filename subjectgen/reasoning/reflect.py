@@ -16,7 +16,7 @@ from subjectgen.reasoning.paint import bindings_of, plans_of, spoken_of
 from subjectgen.reasoning.plan import Plan
 from subjectgen.reasoning.questions import RESPECTS
 from subjectgen.reasoning.view import views
-from subjectgen.request import Request, draw
+from subjectgen.request import Request, ResolvedRequest, draw
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import Callback, SubjectPipeline
@@ -91,6 +91,24 @@ def reflect(
     return latents, rounds
 
 
+def check_heard(reflection: Reflection, request: Request, resolved: ResolvedRequest) -> None:
+    """Raise ValueError where a round would be painted without the prompt, or with noise that no seed brings back."""
+    if request.latents is not None and request.generator is None:
+        raise ValueError(
+            f"latents with reflect={reflection.rounds} and no generator: every round draws fresh noise, so the latents "
+            "alone paint no picture again. Give a generator as well."
+        )
+    if not any(each.num_references for each in resolved.subjects):  # then the prompt acts in every stage
+        return
+    heard = [stage.until for stage in resolved.stages if stage.semantic > 0]
+    if not heard or reflection.sigma <= heard[-1]:
+        expected = f"expected more than {heard[-1]}" if heard else "expected stages with semantic above 0"
+        raise ValueError(
+            f"reflect_sigma={reflection.sigma!r}: no stage below it hears the prompt, so that a correction changes "
+            f"nothing: {expected}. Give another reflect_sigma, or other stages."
+        )
+
+
 def check_correctable(plans: Sequence[Plan]) -> None:
     """Raise ValueError, before anything is painted, where saying a plan's decisions again names a missing reference."""
     for plan in plans:
@@ -108,6 +126,7 @@ def _request_again(request: Request, plans: Sequence[Plan], last: Round, wrong: 
         negative_prompt=negative,
         num_images_per_prompt=1,
         best_of=1,
+        generator=None,  # of the first painting, one for each of its pictures
     )
 
 

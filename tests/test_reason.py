@@ -573,6 +573,15 @@ class TestBoxes:
         with pytest.raises(ValueError, match=r"box=\(0, 0, 100, 9\) of image 1 shows nothing.*replace_subject\(1"):
             small(a_plan(box=(0, 0, 100, 9), subject_images=[RED]))
 
+    def test_what_is_encoded_cannot_be_cut(self, small, whole_boxes):
+        plan = small.reason(PROMPT, small.encode_subjects([RED, TALL]))
+        words = r"box of subject 2: it was encoded before.*plan.replace\(subject_images=\[\.\.\.\]\)"
+        with pytest.raises(ValueError, match=words):
+            plan.replace_subject(2, box=(26, 26, 99, 74))
+        assert plan.replace_subject(2, box=(0, 0, 100, 100), name="hat").subjects[1].name == "hat"
+        pictures = plan.replace(subject_images=[RED, TALL]).replace_subject(2, box=(26, 26, 99, 74))
+        assert pictures.subjects[1].box == (26, 26, 99, 74)
+
     def test_a_name_is_a_number_for_the_plan(self, small, whole_boxes):
         named = [Subject(RED, name="mug"), Subject(TALL, name="hat")]
         plan = small.reason("the hat on red", named)

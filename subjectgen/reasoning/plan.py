@@ -110,7 +110,10 @@ class Plan:
             raise ValueError(f"subject {number!r}: expected a number from 1 to {len(self.subjects)}")
         _check_known("a subject", changes, _subject_fields())
         subjects = list(self.subjects)
-        subjects[number - 1] = _checked_subject({**vars(subjects[number - 1]), **changes})
+        changed = _checked_subject({**vars(subjects[number - 1]), **changes})
+        if changed.box != subjects[number - 1].box:
+            _check_can_be_cut(self.subject_images, number)
+        subjects[number - 1] = changed
         return replace(self, subjects=tuple(subjects))
 
     def to_dict(self) -> dict[str, Any]:
@@ -235,6 +238,15 @@ def _check_subject(values: Mapping[str, Any]) -> None:
         raise ValueError(f"colours={colours!r}: expected a tuple of words")
     _check_words({f"colours, number {k}": colour for k, colour in enumerate(colours, start=1)})
     _check_box(values["box"])
+
+
+def _check_can_be_cut(subject_images: Any, number: int) -> None:
+    given = subject_images if isinstance(subject_images, tuple) else (subject_images,)
+    if any(isinstance(each, SubjectEmbeds) for each in given):
+        raise ValueError(
+            f"box of subject {number}: it was encoded before, and what is encoded cannot be cut: expected a picture. "
+            "Give the plan its pictures first: plan.replace(subject_images=[...])."
+        )
 
 
 def _check_box(box: Any) -> None:

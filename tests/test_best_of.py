@@ -1,11 +1,14 @@
 """Candidates and rounds with tiny random pipelines of both families: which is kept, what is painted again, and how."""
 
+from io import StringIO
+
 import numpy as np
 import pytest
 import torch
 from tiny_pipeline import reasoning_pipeline, seeded_generators, shorten_plans
 from tiny_plans import RED, TALL, a_plan
 from tiny_qwen import reasoning_qwen_pipeline
+from tqdm import tqdm
 
 from subjectgen import MllmJudge, Score, Stage, Subject, SubjectPipeline, TowerJudge
 from subjectgen.models.vae import pixels_from_latents
@@ -137,6 +140,13 @@ class TestBestOf:
         assert tower.config["judge"] == "tower" and small.config["judge"] == "mllm"
         with pytest.raises(ValueError, match=r"judge='me': expected one of mllm, tower"):
             reasoning_pipeline(judge="me")
+
+    def test_a_judge_by_its_name(self, small):
+        options = {"best_of": 2, "output_type": "latent"}
+        out = small(PROMPT, RED, judge="tower", generator=seeded_generators(1, 2), **options)
+        given = small(PROMPT, RED, judge=TowerJudge(small), generator=seeded_generators(1, 2), **options)
+        assert out.plans is None and out.scores == given.scores
+        assert small(PROMPT, RED, judge="mllm", output_type="latent").plans == [small.reason(PROMPT, RED)]
 
     def test_it_plans_for_an_mllm_that_is_given_as_the_judge(self, small):
         out = painted(small, PROMPT, RED, best_of=2, judge=MllmJudge(small))
@@ -322,6 +332,79 @@ class TestReflect:
         assert levels == pytest.approx([*shifted, 0.7, *(s for s in shifted if s < 0.7)], abs=1e-4)
 
 
+class TestEncodedOnce:
+    """What rounds paint from and look at is encoded once in a call, by counting at the VAE and at the reader."""
+
+    @staticmethod
+    def counted(pipe, monkeypatch, plan, **options):
+        counts = {"read": 0, "encoded": 0}
+        reader, vae = type(pipe.adapters()[0]), type(pipe.vae)
+        read, encode = reader.read_references, vae.encode
+
+        def reading(self, images, masks=(), *, behind=None):
+            counts["read"] += len(images) * (behind is None)
+            return read(self, images, masks, behind=behind)
+
+        def encoding(self, pixels, *rest, **options):
+            counts["encoded"] += len(pixels)
+            return encode(self, pixels, *rest, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(reader, "read_references", reading)
+            patch.setattr(vae, "encode", encoding)
+            out = painted(pipe, plan, **options)
+        return counts, out
+
+    def test_of_whole_pictures(self, pipe, said, monkeypatch):
+        said += [("scene",), ("scene",)]
+        plan = a_plan(subject_images=[RED, TALL])
+        counts, out = self.counted(pipe, monkeypatch, plan, reflect=2)
+        assert len(out.rounds) == 3 and counts == {"read": 2, "encoded": 2}
+
+    def test_of_a_picture_that_is_cut(self, pipe, said, monkeypatch):
+        """Painted from what is cut, looked at whole."""
+        said += [("scene",), (), ("scene",)]
+        plan = a_plan(count=1, prompt="image 1", view="top", pose="upright", subject_images=[RED])
+        plan = plan.replace_subject(1, box=(26, 26, 99, 74))
+        counts, out = self.counted(pipe, monkeypatch, plan, reflect=2, num_images_per_prompt=2)
+        assert len(out.rounds) == 3 and counts == {"read": 2, "encoded": 2}
+
+    def test_a_correction_that_speaks_of_one_more(self, pipe, said, monkeypatch):
+        said += [("view",)]
+        plan = a_plan(prompt="image 2", view="left of image 1", subject_images=[RED, TALL])
+        counts, _ = self.counted(pipe, monkeypatch, plan, reflect=1)
+        assert counts == {"read": 1 + 2, "encoded": 1 + 2}
+
+    def test_painted_as_without(self, pipe, said):
+        plan = a_plan(count=1, prompt="image 1", subject_images=[RED]).replace_subject(1, box=(26, 26, 99, 74))
+        out = painted(pipe, plan, reflect=1, generator=seeded_generators(1))
+        assert torch.equal(out.images, painted(pipe, plan, generator=seeded_generators(1)).images)
+        assert plan.embeds is None and out.plans == [plan]
+
+
+class TestProgress:
+    @pytest.fixture
+    def bars(self, small, monkeypatch):
+        bars = []
+
+        def bar(total):
+            bars.append(tqdm(total=total, file=StringIO()))
+            return bars[-1]
+
+        monkeypatch.setattr(small, "progress_bar", bar)
+        return bars
+
+    def test_of_judging(self, small, bars):
+        small([PROMPT, "a dog"], best_of=2, judge=Judge(0, 1, 1, 0), output_type="latent")
+        assert [(bar.total, bar.n) for bar in bars] == [(4, 4), (4, 4)]
+
+    def test_of_looking(self, small, bars, said):
+        said += [("scene",), ()]
+        small(a_plan(subject_images=[RED, TALL]), num_images_per_prompt=2, reflect=1, output_type="latent")
+        looked = [bar for bar in bars if bar.total != 4]
+        assert [(bar.total, bar.n) for bar in looked] == [(2, 2), (1, 1)]
+
+
 class TestInterruption:
     @staticmethod
     def stop_after(count):
@@ -351,6 +434,29 @@ class TestInterruption:
         whole = painted(small, plan, generator=seeded_generators(1))
         assert torch.equal(out.images, whole.images) and len(out.rounds) == 1
 
+    def test_between_the_judgements_of_two_prompts(self, small):
+        judge = Judge(0, 1)
+        stopping = lambda *shown: (setattr(small, "_interrupt", True), judge(*shown))[1]  # noqa: E731
+        out = small([PROMPT, "a dog"], best_of=2, judge=stopping, output_type="latent")
+        assert len(out.images) == 2 and out.scores is None and out.kept is None and len(judge.seen) == 1
+
+    @pytest.mark.parametrize(("stop_at", "rounds"), [(1, None), (3, 1)], ids=["first look", "second look"])
+    def test_while_pictures_are_looked_at(self, small, monkeypatch, stop_at, rounds):
+        """Of two pictures, twice: a round that was not wholly looked at is thrown away."""
+        looked, plan = [], a_plan(subject_images=[RED, TALL])
+
+        def departures(view, plan):
+            looked.append(1)
+            small._interrupt = len(looked) == stop_at
+            return ("scene",)
+
+        monkeypatch.setattr(View, "departures", departures)
+        options = {"num_images_per_prompt": 2, "reflect": 3}
+        out = painted(small, plan, generator=seeded_generators(1, 2), **options)
+        whole = painted(small, plan, generator=seeded_generators(1, 2), num_images_per_prompt=2)
+        assert torch.equal(out.images, whole.images) and len(looked) == stop_at
+        assert rounds is None if out.rounds is None else len(out.rounds) == rounds
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -359,7 +465,10 @@ class TestRefusals:
             ({"best_of": 0}, "best_of=0"),
             ({"best_of": 2.0}, r"best_of=2\.0"),
             ({"best_of": 2, "generator": seeded_generators(1)}, "1 generators for 2 pictures"),
-            ({"judge": "clip"}, "judge='clip': expected a function"),
+            ({"judge": "clip"}, "judge='clip': expected one of mllm, tower, or a function"),
+            ({"judge": TowerJudge}, r"judge=TowerJudge is a class: expected a judge such as TowerJudge\(pipe\)"),
+            ({"reasoning": "no"}, "reasoning='no': expected True or False"),
+            ({"reasoning": 1}, "reasoning=1: expected True or False"),
             ({"reflect": -1}, "reflect=-1"),
             ({"reflect": True}, "reflect=True"),
             ({"reflect": 1, "reflect_sigma": 0}, "reflect_sigma=0"),
@@ -403,6 +512,22 @@ class TestRefusals:
         monkeypatch.setattr(SubjectPipeline, "_paint", lambda *_: pytest.fail("painting has begun"))
         with pytest.raises(ValueError, match=r"'image 7'"):
             small(a_plan(subject_images=[RED, TALL], pose="as in image 7"), reflect=1)
+
+    @pytest.mark.parametrize("options", [{"reflect": 1}, {"best_of": 2}, {"judge": "mllm"}], ids=str)
+    def test_a_plan_whose_prompt_was_edited_and_its_decisions_were_not(self, small, monkeypatch, options):
+        plan = a_plan(subject_images=[RED, TALL]).replace(prompt="image 1 and image 2 on teal")
+        with monkeypatch.context() as patch:
+            patch.setattr(SubjectPipeline, "adapters", lambda *_: pytest.fail("work has begun"))
+            words = r"on teal' was edited.*scene='red plain', view=.*asked of the.*replace\(prompt=..., scene=..."
+            with pytest.raises(ValueError, match=words):
+                small(plan, **options)
+        assert small(plan, judge="tower", output_type="latent").kept == [0]
+        assert small(plan.replace(scene="teal plain"), output_type="latent", **options).plans
+
+    def test_a_plan_that_was_edited_and_what_hides_the_mllm(self, small):
+        plan = a_plan(subject_images=[RED, TALL]).replace(prompt="image 1 and image 2 on teal")
+        with pytest.raises(ValueError, match="was edited and its decisions were not"):
+            small(plan, judge=lambda *shown: MllmJudge(small)(*shown))
 
     @pytest.mark.parametrize("said", [None, [], [0.5, 0.5], [Score(prompt=1)] * 3, 0.5])
     def test_of_a_judge_that_says_something_else(self, small, said):

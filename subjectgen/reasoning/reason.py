@@ -11,12 +11,12 @@ import torch
 from subjectgen.backbones import Reader
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.decoding import GrammarPicker
+from subjectgen.reasoning.encoded import EncodedOnce
 from subjectgen.reasoning.grammar import parse_plan, plan_grammar
 from subjectgen.reasoning.instruction import request_to_plan
 from subjectgen.reasoning.paint import negative_as_painted, plans_of, words_and_references
 from subjectgen.reasoning.plan import Plan, PlanError
-from subjectgen.references import References
-from subjectgen.request import Limits, Request, ResolvedRequest, Subjects, negative_prompts_of
+from subjectgen.request import Limits, Request, ResolvedRequest, negative_prompts_of
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import ReferencePrefix
 
@@ -83,7 +83,8 @@ def _results(
     """What came of each prompt, all written together; references that prompts share are read once."""
     asked = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     generators, given = writing.generators(len(asked)), subject_lists(request.subject_images, len(asked))
-    embeds = _read(pipe, resolved.subjects)
+    encoded = EncodedOnce()(pipe, resolved.subjects)
+    embeds = [each if isinstance(each, SubjectEmbeds) else None for each in encoded]
     reader, _ = pipe.adapters()
     prefixes = [reader.read_references(()) if each is None else each.prefix for each in embeds]
     prompts = [request_to_plan(pipe.config["plan_instruction"], named) for named in resolved.prompts]
@@ -132,13 +133,6 @@ def _whole(results: list[Plan | PlanError]) -> list[Plan]:
     told = "; ".join(f"prompt {number}: {error}" for number, error in failed.items())
     first = next(iter(failed.values()))
     raise PlanError(f"{len(failed)} of {len(results)} prompts came to no plan, {told}", first.written, results)
-
-
-def _read(pipe: "SubjectPipeline", subjects: Sequence[Subjects]) -> list[SubjectEmbeds | None]:
-    """The subjects of each prompt as this model reads them, equal ones once; None without any."""
-    images = {(each.key, each.names): each for each in subjects if isinstance(each, References) and each.num_references}
-    read = dict(zip(images, pipe._encode(list(images.values())), strict=True))
-    return [each if isinstance(each, SubjectEmbeds) else read.get((each.key, each.names)) for each in subjects]
 
 
 def _written(

@@ -77,6 +77,17 @@ def views(pipe: "SubjectPipeline", plan: Plan, pictures: Sequence[Image.Image]) 
         yield View(reader=reader, prefix=reader.read_references(seen.images, behind=references))
 
 
+def check_askable(plan: Plan) -> None:
+    """Raise ValueError for a plan whose prompt was edited alone: the MLLM would be asked for what it said before."""
+    if plan.stale_decisions:
+        said = ", ".join(f"{name}={words!r}" for name, words in plan.stale_decisions.items())
+        raise ValueError(
+            f"the plan's prompt={plan.prompt!r} was edited and its decisions were not: {said} would be asked of the "
+            "picture: expected decisions that say what the prompt says. Give those that changed, or one that did not "
+            "if none has: plan.replace(prompt=..., scene=...)."
+        )
+
+
 def _read(pipe: "SubjectPipeline", reader: Reader, plan: Plan) -> ReferencePrefix:
     """The references as this model read them while reasoning, or reads them now: whole, as the boxes are about them."""
     plan = as_read_by(pipe, plan)

@@ -395,8 +395,10 @@ class TestProgress:
         return bars
 
     def test_of_judging(self, small, bars):
-        small([PROMPT, "a dog"], best_of=2, judge=Judge(0, 1, 1, 0), output_type="latent")
-        assert [(bar.total, bar.n) for bar in bars] == [(4, 4), (4, 4)]
+        """Of each prompt's candidates."""
+        plans = [a_plan(count=1, prompt="image 1", subject_images=[each]) for each in (RED, TALL)]
+        small(plans, best_of=3, judge="mllm", output_type="latent")
+        assert [(bar.total, bar.n) for bar in bars] == [(4, 4), (3, 3), (3, 3)]
 
     def test_of_looking(self, small, bars, said):
         said += [("scene",), ()]
@@ -434,11 +436,29 @@ class TestInterruption:
         whole = painted(small, plan, generator=seeded_generators(1))
         assert torch.equal(out.images, whole.images) and len(out.rounds) == 1
 
-    def test_between_the_judgements_of_two_prompts(self, small):
+    def test_while_candidates_are_judged(self, small, monkeypatch):
+        """Between two of them; what was interrupted then stops no judge that is asked later."""
+        plan, asked, yes = a_plan(subject_images=[RED, TALL]), [], View.yes
+
+        def stopping(view, questions):
+            asked.append(questions)
+            small._interrupt = len(asked) == 2
+            return yes(view, questions)
+
+        monkeypatch.setattr(View, "yes", stopping)
+        out = small([plan, plan], best_of=3, judge="mllm")
+        assert len(out.images) == 2 and out.scores is None and out.kept is None and len(asked) == 2
+        assert small.interrupt and len(MllmJudge(small)(out.images, plan, None)) == 2
+
+    def test_by_a_judge(self, small):
         judge = Judge(0, 1)
-        stopping = lambda *shown: (setattr(small, "_interrupt", True), judge(*shown))[1]  # noqa: E731
+
+        def stopping(*shown):
+            small._interrupt = True
+            return judge(*shown)
+
         out = small([PROMPT, "a dog"], best_of=2, judge=stopping, output_type="latent")
-        assert len(out.images) == 2 and out.scores is None and out.kept is None and len(judge.seen) == 1
+        assert len(out.images) == 2 and out.scores is None and len(judge.seen) == 1
 
     @pytest.mark.parametrize(("stop_at", "rounds"), [(1, None), (3, 1)], ids=["first look", "second look"])
     def test_while_pictures_are_looked_at(self, small, monkeypatch, stop_at, rounds):

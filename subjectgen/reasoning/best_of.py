@@ -50,15 +50,14 @@ def best_of(
 ) -> Choice:
     """The candidate of each picture with the highest total, the first of equals; a prompt's are judged together.
 
-    No choice where that is interrupted between two prompts.
+    No choice where the judge was interrupted.
     """
     count, scores = len(painted) // len(asked), []
-    with pipe.progress_bar(total=len(painted)) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
-        for index, each in enumerate(asked):
-            if pipe.interrupt:
-                return first_of(len(painted) // num_candidates, num_candidates)
-            scores += _checked(judge(painted[index * count : (index + 1) * count], *each), judge, count)
-            bar.update(count)
+    for index, each in enumerate(asked):
+        said = judge(painted[index * count : (index + 1) * count], *each)
+        if pipe.interrupt:
+            return first_of(len(painted) // num_candidates, num_candidates)
+        scores += _checked(said, judge, count)
     grouped = [tuple(scores[k : k + num_candidates]) for k in range(0, len(scores), num_candidates)]
     kept = [max(range(len(each)), key=lambda k, each=each: each[k].total) for each in grouped]
     return Choice(kept=kept, num_candidates=num_candidates, scores=grouped)

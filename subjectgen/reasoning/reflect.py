@@ -154,13 +154,8 @@ def _next_round(pipe: "SubjectPipeline", plans: Sequence[Plan], last: Round, aga
 
 def _departures(pipe: "SubjectPipeline", plans: Sequence[Plan], images: Any) -> list[Departures]:
     """Of each picture from its plan, up to an interruption; references that neighbours share are read once."""
-    departures: list[Departures] = []
-    with pipe.progress_bar(total=len(images)) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
-        for _, pairs in groupby(zip(plans, images, strict=True), key=lambda pair: id(pair[0])):
-            (plan, *_), pictures = zip(*pairs, strict=True)
-            for view in views(pipe, plan, pictures):
-                if pipe.interrupt:
-                    return departures
-                departures.append(view.departures(plan))
-                bar.update()
+    departures = []
+    for _, pairs in groupby(zip(plans, images, strict=True), key=lambda pair: id(pair[0])):
+        (plan, *_), pictures = zip(*pairs, strict=True)
+        departures += [view.departures(plan) for view in views(pipe, plan, pictures)]
     return departures

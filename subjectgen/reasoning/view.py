@@ -69,12 +69,16 @@ def departures_grammar(respects: Sequence[str]) -> str:
 
 
 def views(pipe: "SubjectPipeline", plan: Plan, pictures: Sequence[Image.Image]) -> Iterator[View]:
-    """Each picture behind the references of its plan, which are read once at most."""
+    """Each picture behind the references of its plan, which are read once at most; ends where a call is interrupted."""
     reader, _ = pipe.adapters()
     references = _read(pipe, reader, plan)
-    for picture in pictures:
-        seen = read_images([picture], pipe.limits)
-        yield View(reader=reader, prefix=reader.read_references(seen.images, behind=references))
+    with pipe.progress_bar(total=len(pictures)) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
+        for picture in pictures:
+            if pipe._in_call and pipe.interrupt:  # one that has ended stops nothing after it
+                return
+            seen = read_images([picture], pipe.limits)
+            yield View(reader=reader, prefix=reader.read_references(seen.images, behind=references))
+            bar.update()
 
 
 def check_askable(plan: Plan) -> None:

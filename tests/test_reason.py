@@ -10,6 +10,7 @@ from tiny_qwen import SYSTEM_AND_USER, lively, reasoning_qwen_pipeline, tiny_qwe
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+import subjectgen.images as images_module
 import subjectgen.reasoning.reason as reason_module
 from subjectgen import MllmJudge, Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
 from subjectgen.models.mllm.internvl import InternVLReader
@@ -553,6 +554,14 @@ class TestBoxes:
         by_hand = Subject(RED, box=(10, 5, 40, 25))
         assert torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, by_hand))
         assert not torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, RED))
+
+    def test_a_file_that_is_cut_is_decoded_once(self, small, monkeypatch, tmp_path):
+        RED.save(tmp_path / "red.png")
+        decoded, stock = [], images_module._decoded
+        monkeypatch.setattr(images_module, "_decoded", lambda path, name: decoded.append(name) or stock(path, name))
+        plan = a_plan(box=(26, 26, 99, 74), subject_images=[tmp_path / "red.png"])
+        by_hand = Subject(RED, box=(10, 5, 40, 25))
+        assert torch.equal(latents(small, plan), latents(small, plan.prompt, by_hand)) and len(decoded) == 1
 
     def test_what_the_user_cut_out_stays(self, pipe):
         own = Subject(RED, box=(0, 0, 20, 20))

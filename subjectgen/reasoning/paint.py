@@ -181,16 +181,16 @@ def _framed(entry: Any, seen: PlannedSubject, called: str, limits: Limits) -> An
     given = Subject.of(entry)
     if given.box is not None or given.mask is not None:
         return entry
+    picture = load_image(given.image, alpha=True)  # once: a file is decoded each time it is read
     try:
-        cut = cropped_as_seen(given, seen.box, limits)
+        cut = cropped_as_seen(replace(given, image=picture), seen.box, limits)
     except ValueError as error:
         raise ValueError(
             f"the plan's box={seen.box} of {called} shows nothing of its picture: expected one that does. Edit it with "
             f"plan.replace_subject({called.removeprefix('image ')}, box=...)."
         ) from error
     left, top, right, bottom = cut.box
-    width, height = load_image(given.image, alpha=True).size
-    return entry if (right - left) * (bottom - top) >= NEARLY_ALL * width * height else cut
+    return entry if (right - left) * (bottom - top) >= NEARLY_ALL * picture.width * picture.height else cut
 
 
 def _renumbered(prompt: str, bindings: Sequence[Binding], spoken_of: Sequence[int]) -> str:

@@ -106,7 +106,7 @@ class SubjectEmbeds:
             fingerprints=json.loads(metadata["fingerprints"]),
         )
 
-    def check(self, fingerprints: Mapping[str, str]) -> None:
+    def check(self, fingerprints: Mapping[str, str], remedy: str = REMEDY) -> None:
         """Raise ValueError, naming what differs, unless a model with these fingerprints made this."""
         names = sorted(self.fingerprints.keys() | fingerprints.keys())
         differing = [name for name in names if self.fingerprints.get(name) != fingerprints.get(name)]
@@ -115,7 +115,7 @@ class SubjectEmbeds:
                 f"{name} (made by {_short(self.fingerprints.get(name))}, here {_short(fingerprints.get(name))})"
                 for name in differing
             ]
-            raise ValueError(f"these SubjectEmbeds come from a different model: {', '.join(shown)}. {REMEDY}")
+            raise ValueError(f"these SubjectEmbeds come from a different model: {', '.join(shown)}. {remedy}")
 
 
 class Fingerprints:

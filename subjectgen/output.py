@@ -21,7 +21,8 @@ class SubjectPipelineOutput(BaseOutput):
     plans: one per prompt; None if none was planned.
     scores: of each picture, those of all its candidates, in the order of their noise; None if none was judged.
     kept: of each picture, which of its candidates it is, counted from 0; None (the first) if none was judged.
-    noise: [b, c, h, w] that each picture was painted from; `latents=noise` paints the same pictures again alone.
+    noise: [b, c, h, w] that each picture was first painted from; `latents=noise` paints the same pictures again alone,
+        as they were before any reflection: its rounds draw further noise of the generators.
     rounds: of reflection, the first painting among them; None without it.
     """
 

@@ -123,7 +123,7 @@ class SubjectPipeline(SavedPipeline):
         negative: Any = None,
         guidance: Any = None,
         stages: Any = None,
-        reasoning: bool = False,
+        reasoning: Any = False,
         best_of: Any = 1,
         judge: Any = None,
         reflect: Any = 0,
@@ -149,17 +149,21 @@ class SubjectPipeline(SavedPipeline):
             `guidance` takes a whole one, with three terms if you like. A negative prompt is read: where it is given
             and `negative` is not, that is "empty_text".
         stages: "paper", "free", "faithful" or a list of `Stage`.
-        reasoning: plan each prompt first, as `reason` does, and paint the plans.
+        reasoning: whether each prompt is planned first, as `reason` does, and the plans are painted. References are cut
+            to the plan's boxes, but for those that were encoded before.
         best_of: candidates for each picture, of which the best is kept; what is said per picture of generators and
             latents is then per candidate.
-        judge: what scores them, see `Judge`. The checkpoint's own if left out: a `TowerJudge` of this pipeline, or an
-            `MllmJudge`, which plans prompts first.
+        judge: what scores them: "tower" (a `TowerJudge` of this pipeline), "mllm" (an `MllmJudge`, which plans prompts
+            first) or a function, see `Judge`. The checkpoint's own if left out.
         reflect: how often, at most, pictures are painted again that the MLLM finds to depart from their plans: noised
             to `reflect_sigma` (1 = noise), with what departs said again in the prompt. Prompts are planned first.
+            Some stage below `reflect_sigma` has to hear the prompt: "paper" does down to .85.
         generator: one (drawn from once per picture, in order) or one per picture.
-        latents: noise [pictures, channels, rows, columns] in place of the generators'.
+        latents: noise [pictures, channels, rows, columns] in place of the generators'. Rounds of `reflect` draw
+            further noise, and so need a generator beside it.
         callback_on_step_end: called as (pipe, step, timestep, {"latents": [b, c, h, w]}); the "latents" of the mapping
-            it returns are used from there on. Set `pipe._interrupt = True` in it to stop.
+            it returns are used from there on. Steps count from 0 again in every round of `reflect`. Set
+            `pipe._interrupt = True` in it to stop; elsewhere, judging and looking at pictures stop as well.
 
         Raises ValueError or FileNotFoundError for what cannot be painted, before anything is computed; PlanError where
         reasoning came to no plan, as `reason` does; OutOfMemory, which leaves the pipeline as it was.
@@ -192,6 +196,7 @@ class SubjectPipeline(SavedPipeline):
             request, resolved = planned, self._resolve(planned)
 
         asked = refinement.asked(self, request, resolved)
+        request, resolved = refinement.read(self, request, resolved)
         painted = self._paint(resolved, noise, callback_on_step_end)
         refined = refinement(self, request, resolved, asked, painted, callback_on_step_end)
         images = to_image(self.vae, refined.latents, resolved.output_type)
@@ -223,7 +228,8 @@ class SubjectPipeline(SavedPipeline):
         """What the MLLM makes of a prompt before it is painted: a Plan; print it, edit it with `replace`, paint it with
         `pipe(plan)`. Of a list of prompts a list of plans, written side by side, each the same as alone.
 
-        subject_images: as of a call. What is read of them goes with the plan and is not read again.
+        subject_images: as of a call. What is read of them goes with the plan and is not read again. Pictures are cut to
+            the plan's boxes when it is painted; what was encoded before cannot be.
         max_new_tokens: that each plan may have.
         temperature: 0 takes the likeliest token always; above 0 tokens are drawn, by `generator` if given: one for each
             prompt.
@@ -303,7 +309,7 @@ class SubjectPipeline(SavedPipeline):
         return self._interrupt
 
     def _resolve(self, request: Request) -> ResolvedRequest:
-        resolved = resolve(as_painted(request, self.limits), self.limits)
+        resolved = resolve(as_painted(request, self), self.limits)
         for subjects in resolved.subjects:
             if isinstance(subjects, SubjectEmbeds):
                 subjects.check(self.fingerprints)

@@ -85,7 +85,7 @@ class ResolvedRequest:
 def resolve(request: Request, limits: Limits) -> ResolvedRequest:
     """The request with every choice made. Raises ValueError or FileNotFoundError for what cannot be."""
     prompts = _prompts(request.prompt)
-    negative_prompts = _negative_prompts(request.negative_prompt, len(prompts))
+    negative_prompts = negative_prompts_of(request.negative_prompt, len(prompts))
     entries = subject_lists(request.subject_images, len(prompts))
     subjects = tuple(_subjects(each, limits) for each in entries)
     bindings = _bindings(prompts, subjects)
@@ -93,7 +93,7 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
     width = limits.image_size if request.width is None else request.width
     check_size(height, width, limits.size_multiple)
     steps = limits.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
-    return ResolvedRequest(
+    resolved = ResolvedRequest(
         prompts=tuple(map(numbered, prompts, bindings)),
         negative_prompts=tuple(map(numbered, negative_prompts, _bindings(negative_prompts, subjects))),
         subjects=subjects,
@@ -107,6 +107,8 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
         * _count(request.best_of, "best_of"),
         output_type=_output_type(request.output_type),
     )
+    _check_generator(request.generator, resolved.num_pictures)
+    return resolved
 
 
 def one_of_two(subject_images: Any, image: Any) -> Any:
@@ -127,7 +129,8 @@ def _prompts(prompt: Any) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-def _negative_prompts(negative_prompt: Any, num_prompts: int) -> tuple[str, ...]:
+def negative_prompts_of(negative_prompt: Any, num_prompts: int) -> tuple[str, ...]:
+    """That of each prompt, empty where none is given. Raises ValueError for another number of them."""
     if negative_prompt is None:
         negative_prompt = ""
     if isinstance(negative_prompt, str):
@@ -210,15 +213,19 @@ def _given_noise(latents: Any, shape: tuple[int, ...]) -> Tensor:
 
 def generators_of(generator: Any, num_pictures: int) -> list[torch.Generator]:
     """The one that each picture draws from. Raises ValueError for another number of them."""
+    _check_generator(generator, num_pictures)
     if generator is None:
         return [torch.Generator().manual_seed(int(seed)) for seed in torch.randint(2**63 - 1, (num_pictures,))]
-    if isinstance(generator, torch.Generator):
-        return [generator] * num_pictures
+    return [generator] * num_pictures if isinstance(generator, torch.Generator) else list(generator)
+
+
+def _check_generator(generator: Any, num_pictures: int) -> None:
+    if generator is None or isinstance(generator, torch.Generator):
+        return
     if not isinstance(generator, (list, tuple)) or not all(isinstance(entry, torch.Generator) for entry in generator):
         raise ValueError(f"generator={generator!r}: expected torch.Generator().manual_seed(seed), or a list of them")
     if len(generator) != num_pictures:
         raise ValueError(f"{len(generator)} generators for {num_pictures} pictures: expected one, or one per picture")
-    return list(generator)
 
 
 def check_size(height: Any, width: Any, multiple: int) -> None:

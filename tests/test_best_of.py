@@ -1,13 +1,16 @@
 """Candidates and rounds with tiny random pipelines of both families: which is kept, what is painted again, and how."""
 
+from io import StringIO
+
 import numpy as np
 import pytest
 import torch
 from tiny_pipeline import reasoning_pipeline, seeded_generators, shorten_plans
 from tiny_plans import RED, TALL, a_plan
 from tiny_qwen import reasoning_qwen_pipeline
+from tqdm import tqdm
 
-from subjectgen import MllmJudge, Score, Subject, SubjectPipeline, TowerJudge
+from subjectgen import MllmJudge, Score, Stage, Subject, SubjectPipeline, TowerJudge
 from subjectgen.models.vae import pixels_from_latents
 from subjectgen.reasoning import grammar
 from subjectgen.reasoning.reflect import REFLECT_SIGMA, corrected
@@ -138,6 +141,13 @@ class TestBestOf:
         with pytest.raises(ValueError, match=r"judge='me': expected one of mllm, tower"):
             reasoning_pipeline(judge="me")
 
+    def test_a_judge_by_its_name(self, small):
+        options = {"best_of": 2, "output_type": "latent"}
+        out = small(PROMPT, RED, judge="tower", generator=seeded_generators(1, 2), **options)
+        given = small(PROMPT, RED, judge=TowerJudge(small), generator=seeded_generators(1, 2), **options)
+        assert out.plans is None and out.scores == given.scores
+        assert small(PROMPT, RED, judge="mllm", output_type="latent").plans == [small.reason(PROMPT, RED)]
+
     def test_it_plans_for_an_mllm_that_is_given_as_the_judge(self, small):
         out = painted(small, PROMPT, RED, best_of=2, judge=MllmJudge(small))
         assert out.plans == [small.reason(PROMPT, RED)]
@@ -229,8 +239,9 @@ class TestReflect:
     def test_starts_between_the_picture_and_fresh_noise_of_its_generator(self, pipe, said, monkeypatch):
         said += [("view",)]
         plan, starts = a_plan(subject_images=[RED, TALL]), Starts(monkeypatch)
-        out = painted(pipe, plan, reflect=1, reflect_sigma=0.7, generator=seeded_generators(8))
-        first = painted(pipe, plan, generator=seeded_generators(8)).images
+        options = {"stages": "free", "generator": seeded_generators(8)}
+        out = painted(pipe, plan, reflect=1, reflect_sigma=0.7, **options)
+        first = painted(pipe, plan, stages="free", generator=seeded_generators(8)).images
         (generator,) = seeded_generators(8)
         shape = first.shape[1:]
         noise, fresh = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -273,6 +284,14 @@ class TestReflect:
         assert first[0][0] is first[2][0] and first[0][3] is first[2][3] and first[1][1] is first[2][1]
         assert first[1][2].tobytes() != first[2][2].tobytes()
 
+    def test_rounds_of_given_noise_come_again_with_their_generator(self, small, said):
+        said += [("scene",), ("scene",)] * 2
+        plan, noise = a_plan(subject_images=[RED, TALL]), torch.randn(1, 4, 8, 8)
+        first, second = (
+            painted(small, plan, reflect=1, latents=noise, generator=seeded_generators(5)).images for _ in range(2)
+        )
+        assert torch.equal(first, second)
+
     def test_the_kept_candidate_is_improved(self, small, said, monkeypatch):
         said += [("scene",)]
         plan, starts = a_plan(subject_images=[RED, TALL]), Starts(monkeypatch)
@@ -307,10 +326,85 @@ class TestReflect:
         shifted = [2.5 * s / (1 + 1.5 * s) for s in (1.0, 0.75, 0.5, 0.25)]
         levels = []
         small(
-            a_plan(subject_images=[RED, TALL]), reflect=1, reflect_sigma=0.7,
+            a_plan(subject_images=[RED, TALL]), reflect=1, reflect_sigma=0.7, stages="free",
             callback_on_step_end=lambda pipe, step, timestep, tensors: levels.append(float(timestep) / 1000) or tensors,
         )  # fmt: skip
         assert levels == pytest.approx([*shifted, 0.7, *(s for s in shifted if s < 0.7)], abs=1e-4)
+
+
+class TestEncodedOnce:
+    """What rounds paint from and look at is encoded once in a call, by counting at the VAE and at the reader."""
+
+    @staticmethod
+    def counted(pipe, monkeypatch, plan, **options):
+        counts = {"read": 0, "encoded": 0}
+        reader, vae = type(pipe.adapters()[0]), type(pipe.vae)
+        read, encode = reader.read_references, vae.encode
+
+        def reading(self, images, masks=(), *, behind=None):
+            counts["read"] += len(images) * (behind is None)
+            return read(self, images, masks, behind=behind)
+
+        def encoding(self, pixels, *rest, **options):
+            counts["encoded"] += len(pixels)
+            return encode(self, pixels, *rest, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(reader, "read_references", reading)
+            patch.setattr(vae, "encode", encoding)
+            out = painted(pipe, plan, **options)
+        return counts, out
+
+    def test_of_whole_pictures(self, pipe, said, monkeypatch):
+        said += [("scene",), ("scene",)]
+        plan = a_plan(subject_images=[RED, TALL])
+        counts, out = self.counted(pipe, monkeypatch, plan, reflect=2)
+        assert len(out.rounds) == 3 and counts == {"read": 2, "encoded": 2}
+
+    def test_of_a_picture_that_is_cut(self, pipe, said, monkeypatch):
+        """Painted from what is cut, looked at whole."""
+        said += [("scene",), (), ("scene",)]
+        plan = a_plan(count=1, prompt="image 1", view="top", pose="upright", subject_images=[RED])
+        plan = plan.replace_subject(1, box=(26, 26, 99, 74))
+        counts, out = self.counted(pipe, monkeypatch, plan, reflect=2, num_images_per_prompt=2)
+        assert len(out.rounds) == 3 and counts == {"read": 2, "encoded": 2}
+
+    def test_a_correction_that_speaks_of_one_more(self, pipe, said, monkeypatch):
+        said += [("view",)]
+        plan = a_plan(prompt="image 2", view="left of image 1", subject_images=[RED, TALL])
+        counts, _ = self.counted(pipe, monkeypatch, plan, reflect=1)
+        assert counts == {"read": 1 + 2, "encoded": 1 + 2}
+
+    def test_painted_as_without(self, pipe, said):
+        plan = a_plan(count=1, prompt="image 1", subject_images=[RED]).replace_subject(1, box=(26, 26, 99, 74))
+        out = painted(pipe, plan, reflect=1, generator=seeded_generators(1))
+        assert torch.equal(out.images, painted(pipe, plan, generator=seeded_generators(1)).images)
+        assert plan.embeds is None and out.plans == [plan]
+
+
+class TestProgress:
+    @pytest.fixture
+    def bars(self, small, monkeypatch):
+        bars = []
+
+        def bar(total):
+            bars.append(tqdm(total=total, file=StringIO()))
+            return bars[-1]
+
+        monkeypatch.setattr(small, "progress_bar", bar)
+        return bars
+
+    def test_of_judging(self, small, bars):
+        """Of each prompt's candidates."""
+        plans = [a_plan(count=1, prompt="image 1", subject_images=[each]) for each in (RED, TALL)]
+        small(plans, best_of=3, judge="mllm", output_type="latent")
+        assert [(bar.total, bar.n) for bar in bars] == [(4, 4), (3, 3), (3, 3)]
+
+    def test_of_looking(self, small, bars, said):
+        said += [("scene",), ()]
+        small(a_plan(subject_images=[RED, TALL]), num_images_per_prompt=2, reflect=1, output_type="latent")
+        looked = [bar for bar in bars if bar.total != 4]
+        assert [(bar.total, bar.n) for bar in looked] == [(2, 2), (1, 1)]
 
 
 class TestInterruption:
@@ -342,6 +436,47 @@ class TestInterruption:
         whole = painted(small, plan, generator=seeded_generators(1))
         assert torch.equal(out.images, whole.images) and len(out.rounds) == 1
 
+    def test_while_candidates_are_judged(self, small, monkeypatch):
+        """Between two of them; what was interrupted then stops no judge that is asked later."""
+        plan, asked, yes = a_plan(subject_images=[RED, TALL]), [], View.yes
+
+        def stopping(view, questions):
+            asked.append(questions)
+            small._interrupt = len(asked) == 2
+            return yes(view, questions)
+
+        monkeypatch.setattr(View, "yes", stopping)
+        out = small([plan, plan], best_of=3, judge="mllm")
+        assert len(out.images) == 2 and out.scores is None and out.kept is None and len(asked) == 2
+        assert small.interrupt and len(MllmJudge(small)(out.images, plan, None)) == 2
+
+    def test_by_a_judge(self, small):
+        judge = Judge(0, 1)
+
+        def stopping(*shown):
+            small._interrupt = True
+            return judge(*shown)
+
+        out = small([PROMPT, "a dog"], best_of=2, judge=stopping, output_type="latent")
+        assert len(out.images) == 2 and out.scores is None and len(judge.seen) == 1
+
+    @pytest.mark.parametrize(("stop_at", "rounds"), [(1, None), (3, 1)], ids=["first look", "second look"])
+    def test_while_pictures_are_looked_at(self, small, monkeypatch, stop_at, rounds):
+        """Of two pictures, twice: a round that was not wholly looked at is thrown away."""
+        looked, plan = [], a_plan(subject_images=[RED, TALL])
+
+        def departures(view, plan):
+            looked.append(1)
+            small._interrupt = len(looked) == stop_at
+            return ("scene",)
+
+        monkeypatch.setattr(View, "departures", departures)
+        options = {"num_images_per_prompt": 2, "reflect": 3}
+        out = painted(small, plan, generator=seeded_generators(1, 2), **options)
+        whole = painted(small, plan, generator=seeded_generators(1, 2), num_images_per_prompt=2)
+        assert torch.equal(out.images, whole.images) and len(looked) == stop_at
+        assert rounds is None if out.rounds is None else len(out.rounds) == rounds
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -350,11 +485,17 @@ class TestRefusals:
             ({"best_of": 0}, "best_of=0"),
             ({"best_of": 2.0}, r"best_of=2\.0"),
             ({"best_of": 2, "generator": seeded_generators(1)}, "1 generators for 2 pictures"),
-            ({"judge": "clip"}, "judge='clip': expected a function"),
+            ({"judge": "clip"}, "judge='clip': expected one of mllm, tower, or a function"),
+            ({"judge": TowerJudge}, r"judge=TowerJudge is a class: expected a judge such as TowerJudge\(pipe\)"),
+            ({"reasoning": "no"}, "reasoning='no': expected True or False"),
+            ({"reasoning": 1}, "reasoning=1: expected True or False"),
             ({"reflect": -1}, "reflect=-1"),
             ({"reflect": True}, "reflect=True"),
             ({"reflect": 1, "reflect_sigma": 0}, "reflect_sigma=0"),
             ({"reflect": 1, "reflect_sigma": 1.5}, r"reflect_sigma=1\.5"),
+            ({"reflect": 1, "latents": torch.zeros(1, 4, 8, 8)}, r"latents with reflect=1 and no generator"),
+            ({"latents": torch.zeros(1, 4, 8, 8), "generator": 7}, "generator=7: expected torch.Generator"),
+            ({"latents": torch.zeros(1, 4, 8, 8), "generator": seeded_generators(1, 2)}, "2 generators for 1 pic"),
         ],
     )
     def test_before_anything_is_computed(self, small, monkeypatch, options, words):
@@ -362,10 +503,51 @@ class TestRefusals:
         with pytest.raises(ValueError, match=words):
             small(PROMPT, **options)
 
+    @pytest.mark.parametrize(
+        ("stages", "sigma", "words"),
+        [
+            ("paper", 0.8, r"reflect_sigma=0\.8: .*expected more than 0\.85"),
+            ("paper", 0.85, r"reflect_sigma=0\.85: .*expected more than 0\.85"),
+            ([Stage(0.5), Stage(0.3, semantic=0.0), Stage(0.0, semantic=0.0)], 0.4, r"expected more than 0\.5"),
+            ([Stage(0.0, semantic=0.0)], 1.0, "expected stages with semantic above 0"),
+        ],
+    )
+    def test_a_correction_that_no_stage_hears(self, small, monkeypatch, stages, sigma, words):
+        monkeypatch.setattr(SubjectPipeline, "adapters", lambda *_: pytest.fail("work has begun"))
+        for prompt in (PROMPT, a_plan(count=1, prompt="image 1")):
+            with pytest.raises(ValueError, match=words):
+                small(prompt, RED, reflect=1, reflect_sigma=sigma, stages=stages)
+
+    def test_without_references_every_stage_hears(self, small, said):
+        said += [("scene",)]
+        options = {"reflect_sigma": 0.5, "stages": "paper"}
+        assert len(small(a_plan(count=0, prompt="red", view="top", pose="as it is"), reflect=1, **options).rounds) == 2
+
+    def test_a_stage_just_below_hears(self, small, said):
+        said += [("scene",)]
+        plan = a_plan(subject_images=[RED, TALL])
+        assert len(small(plan, reflect=1, reflect_sigma=0.86, stages="paper").rounds) == 2
+
     def test_a_plan_that_cannot_be_said_again(self, small, monkeypatch):
         monkeypatch.setattr(SubjectPipeline, "_paint", lambda *_: pytest.fail("painting has begun"))
         with pytest.raises(ValueError, match=r"'image 7'"):
             small(a_plan(subject_images=[RED, TALL], pose="as in image 7"), reflect=1)
+
+    @pytest.mark.parametrize("options", [{"reflect": 1}, {"best_of": 2}, {"judge": "mllm"}], ids=str)
+    def test_a_plan_whose_prompt_was_edited_and_its_decisions_were_not(self, small, monkeypatch, options):
+        plan = a_plan(subject_images=[RED, TALL]).replace(prompt="image 1 and image 2 on teal")
+        with monkeypatch.context() as patch:
+            patch.setattr(SubjectPipeline, "adapters", lambda *_: pytest.fail("work has begun"))
+            words = r"on teal' was edited.*scene='red plain', view=.*asked of the.*replace\(prompt=..., scene=..."
+            with pytest.raises(ValueError, match=words):
+                small(plan, **options)
+        assert small(plan, judge="tower", output_type="latent").kept == [0]
+        assert small(plan.replace(scene="teal plain"), output_type="latent", **options).plans
+
+    def test_a_plan_that_was_edited_and_what_hides_the_mllm(self, small):
+        plan = a_plan(subject_images=[RED, TALL]).replace(prompt="image 1 and image 2 on teal")
+        with pytest.raises(ValueError, match="was edited and its decisions were not"):
+            small(plan, judge=lambda *shown: MllmJudge(small)(*shown))
 
     @pytest.mark.parametrize("said", [None, [], [0.5, 0.5], [Score(prompt=1)] * 3, 0.5])
     def test_of_a_judge_that_says_something_else(self, small, said):

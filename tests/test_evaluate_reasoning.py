@@ -188,6 +188,16 @@ class TestRun:
             same = [(pictures / way / f"{case.name}-0.png").read_bytes() for way in means["indirect"]]
             assert same[0] == same[1]
 
+    def test_a_plan_that_cannot_be_painted(self, small, pipe, tmp_path, monkeypatch):
+        """It is painted as it was asked for, like none."""
+        lost = "subjectgen.evaluate.reasoning_run.words_and_references"
+        monkeypatch.setattr(lost, lambda *_: (_ for _ in ()).throw(ValueError("leaves out image 2")))
+        means, pictures = evaluate(small, tmp_path, Order(), lambda: pipe), tmp_path / "pictures"
+        assert means["deciding"]["indirect requests"]["parsed"].mean == 1
+        for case in small.questions:
+            same = [(pictures / way / f"{case.name}-0.png").read_bytes() for way in means["indirect"]]
+            assert same[0] == same[1]
+
     def test_fewer_requests_forget_no_scores(self, whole, folder, tmp_path):
         out = shutil.copytree(whole[0], tmp_path / "out")
         before = sorted((out / "scores.jsonl").read_text().splitlines())

@@ -115,7 +115,7 @@ def test_images_are_neither_compared_nor_printed_nor_written():
     shown = PLAN.replace(subject_images=["red.png", "mug.png"])
     assert shown == PLAN and hash(shown) == hash(PLAN) and str(shown) == PRINTED and "png" not in repr(shown)
     assert json.loads(shown.to_json()) == DICT
-    assert shown.subject_images == ["red.png", "mug.png"]
+    assert shown.subject_images == ("red.png", "mug.png")
 
 
 @pytest.mark.parametrize(
@@ -175,15 +175,19 @@ class TestEdits:
             "HELLO",
         )
 
-    @pytest.mark.parametrize("number", [0, 3])
+    @pytest.mark.parametrize("number", [0, 3, "1", 1.0, True])
     def test_of_a_subject_that_is_not_there(self, number):
-        with pytest.raises(ValueError, match=f"subject {number}: expected a number from 1 to 2"):
+        with pytest.raises(ValueError, match=f"subject {number!r}: expected a number from 1 to 2"):
             PLAN.replace_subject(number, name="cup")
 
     def test_decisions_that_contradict_the_prompt(self):
         with pytest.raises(ValueError, match=r"scene, view is changed.*teal dots.*Change the prompt as well"):
             PLAN.replace(view="from above", scene="red")
         assert PLAN.replace(scene="teal dotted") == PLAN
+        with pytest.raises(ValueError, match="scene is changed"):
+            PLAN.replace(scene="red", prompt=PLAN.prompt + " ")
+        with pytest.raises(ValueError, match="contradict itself"):
+            Plan.from_dict({**DICT, "scene": "red", "prompt": DICT["prompt"] + "\n"})
 
     def test_a_prompt_about_a_subject_that_is_not_there(self):
         with pytest.raises(ValueError, match="image 3"):
@@ -195,9 +199,17 @@ class TestEdits:
 
     @pytest.mark.parametrize(
         ("change", "words"),
-        [({"prompt": None}, "prompt=None: expected words"), ({"scene": 3, "prompt": "red"}, "scene=3: expected words")],
+        [
+            ({"prompt": None}, "prompt=None: expected words"),
+            ({"scene": 3, "prompt": "red"}, "scene=3: expected words"),
+            ({"subjects": [1, 2]}, r"subjects=\[1, 2\]: expected a tuple with a PlannedSubject"),
+            ({"subjects": (A_BEETLE, 2)}, "expected a tuple with a PlannedSubject"),
+            ({"subjects": (A_BEETLE,)}, "image 2.*1 reference"),
+            ({"promt": "image 1"}, "a plan has no promt: expected any of .*prompt"),
+            ({"written": {}}, "a plan has no written"),
+        ],
     )
-    def test_what_is_no_text(self, change, words):
+    def test_what_is_no_plan(self, change, words):
         with pytest.raises(ValueError, match=words):
             PLAN.replace(**change)
 
@@ -208,12 +220,41 @@ class TestEdits:
             ({"colours": ["red"]}, r"colours=\['red'\]: expected a tuple"),
             ({"colours": ("red", 7)}, "colours, number 2=7"),
             ({"name": None}, "name=None: expected words"),
+            ({"nam": "cup"}, "a subject has no nam: expected any of name, colours"),
         ],
     )
     def test_what_is_no_subject(self, change, words):
         with pytest.raises(ValueError, match=words):
             PLAN.replace_subject(1, **change)
 
-    def test_a_misspelt_name(self):
-        with pytest.raises(TypeError, match="promt"):
-            PLAN.replace(promt="image 1")
+
+class TestStaleDecisions:
+    """A prompt that was edited alone may say something else than the decisions that it was the sum of."""
+
+    EDITED = PLAN.replace(prompt="image 1 on a teal ground")
+
+    def test_none_as_written(self):
+        assert PLAN.stale_decisions == {} == Plan.from_dict(DICT).stale_decisions
+        assert PLAN.replace(subject_images=["a.png", "b.png"], asked="x").stale_decisions == {}
+
+    def test_all_of_a_prompt_that_was_edited(self):
+        decisions = {name: DICT[name] for name in ("scene", "view", "pose", "changes", "keeps")}
+        assert self.EDITED.stale_decisions == decisions
+        assert Plan.from_dict({**DICT, "prompt": "image 1"}).stale_decisions == decisions
+        assert self.EDITED.replace_subject(1, name="bug").stale_decisions == decisions
+
+    def test_they_stay_so_as_json(self):
+        assert Plan.from_json(self.EDITED.to_json()).stale_decisions == self.EDITED.stale_decisions
+        again = Plan.from_dict({**self.EDITED.to_dict(), "scene": "teal plain"})
+        assert again.stale_decisions == {} and Plan.from_json(again.to_json()).stale_decisions == {}
+
+    def test_none_where_decisions_were_given_with_it_or_after(self):
+        assert PLAN.replace(prompt="image 1 on red", scene="red").stale_decisions == {}
+        after = self.EDITED.replace(scene="teal plain")
+        assert (after.scene, after.prompt, after.stale_decisions) == ("teal plain", self.EDITED.prompt, {})
+        assert self.EDITED.replace(view=PLAN.view).stale_decisions == {}  # the old one still holds
+        assert after.replace(prompt="image 1 on red").stale_decisions["scene"] == "teal plain"
+
+    def test_none_where_the_prompt_is_what_it_was(self):
+        assert self.EDITED.replace(prompt=PLAN.prompt).stale_decisions == {}
+        assert PLAN.replace(prompt=f" {PLAN.prompt}\n").stale_decisions == {}

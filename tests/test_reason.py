@@ -10,17 +10,20 @@ from tiny_qwen import SYSTEM_AND_USER, lively, reasoning_qwen_pipeline, tiny_qwe
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+import subjectgen.images as images_module
 import subjectgen.reasoning.reason as reason_module
-from subjectgen import Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
+from subjectgen import MllmJudge, Plan, PlanError, PlannedSubject, Subject, SubjectPipeline
 from subjectgen.models.mllm.internvl import InternVLReader
 from subjectgen.models.mllm.qwen3_vl import Qwen3VLReader
 from subjectgen.reasoning import grammar
 from subjectgen.reasoning.instruction import INSTRUCTION
 from subjectgen.reasoning.paint import spoken_of
+from subjectgen.request import Request
 
 RED, BLUE, TALL = picture("red"), picture("blue"), picture("green", size=(30, 60))
 PROMPT = "a red cat"
 NEW_TOKENS = 24
+LOST = {"asked": "image 1 and image 2 on red", "view": "image 1 left, image 2 right"}  # but for the prompt
 
 
 @pytest.fixture(autouse=True)
@@ -405,6 +408,36 @@ class TestPainting:
         failed, whole = refused.value.plans
         assert Plan.from_json(failed.written) == plan and whole == plan
 
+    def test_a_plan_that_loses_a_subject(self, small):
+        plan = a_plan("image 1 on red", count=2, subject_images=[RED, TALL], **LOST)
+        words = r"prompt='image 1 on red' leaves out image 2, which asked=.* speak of.*replace\(prompt=.*or ask again"
+        with pytest.raises(ValueError, match=words):
+            small(plan)
+        with pytest.raises(ValueError, match="leaves out image 2"):
+            small(Plan.from_json(plan.to_json()), [RED, TALL])
+        assert small(plan.replace(prompt="image 1 and image 2 on red"), output_type="latent").plans
+
+    def test_a_plan_that_loses_a_subject_of_the_mllm(self, small, monkeypatch):
+        plan = a_plan("image 1 on red", count=2, **{**LOST, "asked": "the mug beside the hat"})
+        monkeypatch.setattr(reason_module, "parse_plan", lambda text, count, asked: plan)
+        monkeypatch.setattr(type(small), "_paint", lambda *_: pytest.fail("painted"))
+        with pytest.raises(PlanError, match=r"the MLLM's plan cannot be painted: .*leaves out image 2") as refused:
+            small(plan.asked, [Subject(RED, name="mug"), Subject(TALL, name="hat")], reasoning=True)
+        assert Plan.from_json(refused.value.written) == plan
+
+    @pytest.mark.parametrize(
+        ("prompt", "asked", "view"),
+        [
+            ("image 2 on blue", "image 2 on the ground of image 1", "image 2 left"),
+            ("image 2 on blue", "the cat", "image 1 left, image 2 right"),
+            ("images 1 and 2 on blue", "image 1 and image 2", "image 1 left, image 2 right"),
+            ("both cats on blue", "image 1 and image 2", "image 1 left, image 2 right"),
+        ],
+    )
+    def test_none_is_lost_that_is_not_asked_for_in_the_view(self, small, prompt, asked, view):
+        plan = a_plan(prompt, count=2, subject_images=[RED, TALL], asked=asked, view=view)
+        assert len(small(plan, output_type="latent", num_inference_steps=1).images) == 1
+
     def test_phrases_are_bound_in_the_plans_own_numbers(self, small):
         """Also where a reference is left out and the others are counted anew."""
         named = [Subject(RED, name="mug"), BLUE, TALL]
@@ -434,6 +467,84 @@ class TestPainting:
         assert small.estimate(plan) == small.estimate(plan.prompt, [RED])
 
 
+class TestNegatives:
+    """They count references as the plan does, whatever it leaves out."""
+
+    def test_of_a_plan_about_the_second_reference(self, pipe):
+        plan = a_plan("image 2 on red", count=2, subject_images=[RED, Subject(TALL, name="hat")])
+        by_hand = latents(pipe, "image 1 on red", TALL, negative_prompt="image 1 upside down", guidance_scale=3.0)
+        for negative in ("image 2 upside down", ["image 2 upside down"]):
+            assert torch.equal(latents(pipe, plan, negative_prompt=negative, guidance_scale=3.0), by_hand)
+        named = latents(pipe, plan, negative_prompt="hat upside down", guidance_scale=3.0)
+        by_name = latents(
+            pipe, "image 1 on red", TALL, negative_prompt="hat of image 1 upside down", guidance_scale=3.0
+        )
+        assert torch.equal(named, by_name) and not torch.equal(named, by_hand)
+
+    def test_none_is_none(self, small):
+        """Not an empty text that is guided by, where the checkpoint guides by something else."""
+        plan = a_plan("image 1", count=1, subject_images=[RED])
+        for negative in (None, ""):
+            same = small._resolve(Request(prompt=plan, negative_prompt=negative))
+            assert same.guidance == small._resolve(Request(prompt="image 1", subject_images=RED)).guidance
+
+    def test_each_with_its_plan(self, small):
+        plans = [a_plan(f"image {k}", count=2, subject_images=[RED, TALL]) for k in (2, 1)]
+        resolved = small._resolve(Request(prompt=plans, negative_prompt=["image 2 small", "a dog"]))
+        assert resolved.negative_prompts == ("image 1 small", "a dog")
+
+    def test_encoded_subjects_keep_their_numbers(self, small):
+        plan = a_plan("image 2", count=2, subject_images=[small.encode_subjects([RED, TALL])])
+        assert small._resolve(Request(prompt=plan, negative_prompt="image 1")).negative_prompts == ("image 1",)
+
+    def test_about_what_the_plan_leaves_out(self, small, monkeypatch):
+        monkeypatch.setattr(SubjectPipeline, "adapters", lambda *_: pytest.fail("work has begun"))
+        plan = a_plan("image 2 on red", count=2, subject_images=[RED, TALL])
+        with pytest.raises(ValueError, match=r"'image 1 small' speaks of image 1, which .*'image 2 on red' leaves out"):
+            small(plan, negative_prompt="image 1 small", guidance_scale=3.0)
+
+    def test_the_mllms_plan_is_not_lost_by_it(self, small, monkeypatch):
+        plan = a_plan("image 2 on red", count=2)
+        monkeypatch.setattr(reason_module, "parse_plan", lambda text, count, asked: plan)
+        with pytest.raises(PlanError, match=r"speaks of image 1, which the plan's prompt") as refused:
+            small("a", [RED, TALL], negative_prompt="image 1 small", reasoning=True, guidance_scale=3.0)
+        assert Plan.from_json(refused.value.written) == plan
+
+
+@pytest.fixture(scope="module")
+def other():
+    """Another model: what this one has read means nothing to it."""
+    pipe = reasoning_pipeline()
+    with torch.no_grad():
+        next(pipe.mllm.parameters()).add_(1e-2)
+    return pipe
+
+
+class TestAnotherModel:
+    def test_it_paints_from_the_plans_own_pictures(self, small, other, monkeypatch, whole_boxes):
+        plan = small.reason(PROMPT, [RED, TALL])
+        counter = Counter(other, monkeypatch)
+        painted = latents(other, plan)
+        assert (counter.read, counter.encoded) == (2, 2) and plan.embeds is not None
+        assert torch.equal(painted, latents(other, plan.prompt, [RED, TALL]))
+
+    def test_it_looks_at_them_again(self, small, other, whole_boxes):
+        plan = small.reason(PROMPT, [RED, TALL])
+        (score,), (expected,) = (
+            MllmJudge(other)([RED], each, None) for each in (plan, plan.replace(subject_images=[RED, TALL]))
+        )
+        assert score == expected
+
+    def test_encoded_subjects_cannot_be_read_again(self, small, other):
+        plan = small.reason(PROMPT, small.encode_subjects([RED, TALL]))
+        words = r"different model: mllm .*plan.replace\(subject_images=\[...\]\)"
+        with pytest.raises(ValueError, match=words):
+            other(plan)
+        with pytest.raises(ValueError, match=words):
+            MllmJudge(other)([RED], plan, None)
+        assert len(other(plan.replace(subject_images=[RED, TALL], prompt="a"), output_type="latent").images) == 1
+
+
 class TestBoxes:
     def test_a_reference_is_cut_to_its_planned_box(self, pipe):
         """RED is 40 x 30: on a square the paper above and below it is an eighth of the side each."""
@@ -443,6 +554,14 @@ class TestBoxes:
         by_hand = Subject(RED, box=(10, 5, 40, 25))
         assert torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, by_hand))
         assert not torch.equal(latents(pipe, plan), latents(pipe, plan.prompt, RED))
+
+    def test_a_file_that_is_cut_is_decoded_once(self, small, monkeypatch, tmp_path):
+        RED.save(tmp_path / "red.png")
+        decoded, stock = [], images_module._decoded
+        monkeypatch.setattr(images_module, "_decoded", lambda path, name: decoded.append(name) or stock(path, name))
+        plan = a_plan(box=(26, 26, 99, 74), subject_images=[tmp_path / "red.png"])
+        by_hand = Subject(RED, box=(10, 5, 40, 25))
+        assert torch.equal(latents(small, plan), latents(small, plan.prompt, by_hand)) and len(decoded) == 1
 
     def test_what_the_user_cut_out_stays(self, pipe):
         own = Subject(RED, box=(0, 0, 20, 20))
@@ -462,6 +581,15 @@ class TestBoxes:
     def test_a_box_of_nothing_but_paper(self, small):
         with pytest.raises(ValueError, match=r"box=\(0, 0, 100, 9\) of image 1 shows nothing.*replace_subject\(1"):
             small(a_plan(box=(0, 0, 100, 9), subject_images=[RED]))
+
+    def test_what_is_encoded_cannot_be_cut(self, small, whole_boxes):
+        plan = small.reason(PROMPT, small.encode_subjects([RED, TALL]))
+        words = r"box of subject 2: it was encoded before.*plan.replace\(subject_images=\[\.\.\.\]\)"
+        with pytest.raises(ValueError, match=words):
+            plan.replace_subject(2, box=(26, 26, 99, 74))
+        assert plan.replace_subject(2, box=(0, 0, 100, 100), name="hat").subjects[1].name == "hat"
+        pictures = plan.replace(subject_images=[RED, TALL]).replace_subject(2, box=(26, 26, 99, 74))
+        assert pictures.subjects[1].box == (26, 26, 99, 74)
 
     def test_a_name_is_a_number_for_the_plan(self, small, whole_boxes):
         named = [Subject(RED, name="mug"), Subject(TALL, name="hat")]

@@ -118,7 +118,7 @@ def paint(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, batch: Sequence[
 def _asked(
     pipe: SubjectPipeline, benchmark: ReasoningBenchmark, painting: Painting, out: Path
 ) -> tuple[str, list[Any]]:
-    """Words and references; what was not planned is painted as it was asked for."""
+    """Words and references; what has no plan that can be painted is painted as it was asked for."""
     case: Any = painting.case
     plan = read_plan(out, case) if painting.stages in (PLANNED_BOX, BY_PLAN) else None
     references = benchmark.references(case)
@@ -126,7 +126,10 @@ def _asked(
         return case.prompt, references
     if painting.stages == PLANNED_BOX:
         return case.prompt, [cropped_as_seen(references[0], plan.subjects[0].box, pipe.limits)]
-    return words_and_references(plan.replace(subject_images=references), pipe.limits)
+    try:
+        return words_and_references(plan.replace(subject_images=references), pipe.limits)
+    except ValueError:  # a box that shows nothing, a subject lost: no plan to paint
+        return case.prompt, references
 
 
 def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:

@@ -41,12 +41,23 @@ def first_of(num_pictures: int, num_candidates: int) -> Choice:
     return Choice(kept=[0] * num_pictures, num_candidates=num_candidates)
 
 
-def best_of(judge: Judge, asked: Sequence[Asked], num_candidates: int, painted: Sequence[Image.Image]) -> Choice:
-    """The candidate of each picture with the highest total, the first of equals; a prompt's are judged together."""
+def best_of(
+    pipe: "SubjectPipeline",
+    judge: Judge,
+    asked: Sequence[Asked],
+    num_candidates: int,
+    painted: Sequence[Image.Image],
+) -> Choice:
+    """The candidate of each picture with the highest total, the first of equals; a prompt's are judged together.
+
+    No choice where the judge was interrupted.
+    """
     count, scores = len(painted) // len(asked), []
     for index, each in enumerate(asked):
-        pictures = painted[index * count : (index + 1) * count]
-        scores += _checked(judge(pictures, *each), judge, count)
+        said = judge(painted[index * count : (index + 1) * count], *each)
+        if pipe.interrupt:
+            return first_of(len(painted) // num_candidates, num_candidates)
+        scores += _checked(said, judge, count)
     grouped = [tuple(scores[k : k + num_candidates]) for k in range(0, len(scores), num_candidates)]
     kept = [max(range(len(each)), key=lambda k, each=each: each[k].total) for each in grouped]
     return Choice(kept=kept, num_candidates=num_candidates, scores=grouped)

@@ -11,7 +11,7 @@ from PIL import Image
 from subjectgen.reasoning.paint import spoken_of
 from subjectgen.reasoning.plan import Plan
 from subjectgen.reasoning.questions import pose_question, scene_question, subject_question, view_question
-from subjectgen.reasoning.view import View, views
+from subjectgen.reasoning.view import View, check_askable, views
 
 if TYPE_CHECKING:
     from subjectgen.pipeline import SubjectPipeline
@@ -49,7 +49,8 @@ class Score:
 
 # Scores pictures of one prompt, given the plan that was painted (the prompt if there was none) and the pictures of the
 # subjects that it speaks of, cut as they were painted from; None where these were encoded before, without pictures. A
-# judge that cannot score everything may have a method `check(asked, references)`, called before anything is painted.
+# judge that cannot score everything may have a method `check(asked, references)`, called before anything is painted;
+# one that wraps another has to pass it on.
 Judge = Callable[[Pictures, Plan | str, Pictures | None], Sequence[Score]]
 
 
@@ -67,16 +68,23 @@ class MllmJudge:
     """The MLLM of a pipeline looks at pictures behind the references of their plan, and answers questions with yes.
 
     `subject`: the probability that all subjects which the plan's prompt speaks of are in the picture; `prompt`: that
-    scene, view and pose are the planned ones. Answers count as independent.
+    scene, view and pose are the planned ones. Answers count as independent. Raises ValueError without a plan, and for
+    one whose prompt was edited and its decisions were not.
     """
 
     def __init__(self, pipe: "SubjectPipeline"):
         self._pipe = pipe
 
-    def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
+    def check(self, asked: Plan | str, references: Pictures | None) -> None:
+        """Raise ValueError where there is no plan, or one that would be asked for what is not painted."""
         if not isinstance(asked, Plan):
             raise ValueError(f"the MLLM judges by a plan, and {asked!r} is a prompt: expected a Plan of pipe.reason()")
-        return [_score(view, asked) for view in views(self._pipe, asked, pictures)]
+        check_askable(asked)
+
+    def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
+        self.check(asked, references)
+        plan: Any = asked
+        return [_score(view, plan) for view in views(self._pipe, plan, pictures)]
 
 
 def _score(view: View, plan: Plan) -> Score:

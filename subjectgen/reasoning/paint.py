@@ -4,16 +4,19 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subjectgen.binding import Binding, bind, numbered
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.images import load_image
 from subjectgen.reasoning.plan import Plan, PlannedSubject
 from subjectgen.references import cropped_as_seen
-from subjectgen.request import Limits, Request
+from subjectgen.request import Limits, Request, negative_prompts_of
 from subjectgen.subject import Subject
 from subjectgen.subject_lists import subject_lists
+
+if TYPE_CHECKING:
+    from subjectgen.pipeline import SubjectPipeline
 
 SEVERAL = re.compile(r"(?<!\w)images?\s+\d+\s*(?:,|and|&|or)\s*\d", re.IGNORECASE)
 NEARLY_ALL = 0.9  # of a picture: a box of this share is not worth reading the reference again
@@ -28,16 +31,21 @@ def plans_of(prompt: Any) -> list[Plan] | None:
     return plans or None
 
 
-def as_painted(request: Request, limits: Limits) -> Request:
+def as_painted(request: Request, pipe: "SubjectPipeline") -> Request:
     """A request whose prompts are plans => one of their prompts and references; any other as it is.
 
-    References that are given beside a plan stand in place of its own.
+    References that are given beside a plan stand in place of its own. Negative prompts count as the plans do.
     """
     plans = plans_of(with_references(request).prompt)
     if plans is None:
         return request
-    prompts, subjects = zip(*(words_and_references(plan, limits) for plan in plans), strict=True)
-    return replace(request, prompt=list(prompts), subject_images=list(subjects))
+    plans = [as_read_by(pipe, plan) for plan in plans]
+    prompts, subjects = zip(*(words_and_references(plan, pipe.limits) for plan in plans), strict=True)
+    negatives: Any = request.negative_prompt
+    if negatives:
+        given = negative_prompts_of(negatives, len(plans))
+        negatives = [negative_as_painted(plan, each) for plan, each in zip(plans, given, strict=True)]
+    return replace(request, prompt=list(prompts), subject_images=list(subjects), negative_prompt=negatives)
 
 
 def with_references(request: Request) -> Request:
@@ -54,15 +62,48 @@ def words_and_references(plan: Plan, limits: Limits) -> tuple[str, list[Any]]:
     """The prompt, and the references that it speaks of, counted anew; all of them if it speaks of none.
 
     What was read while reasoning is painted from as long as it is the same. Subjects that were encoded before cannot
-    be taken apart.
+    be taken apart. Raises ValueError for a plan that loses a subject on the way to its prompt.
     """
     entries, framed = checked_entries(plan), framed_references(plan, limits)
+    _check_none_lost(plan, _names(entries))
     if entries and isinstance(entries[0], SubjectEmbeds):
         return plan.prompt, entries
     is_as_read = len(framed) == len(entries) and all(map(operator.is_, framed, entries))
     if is_as_read and plan.embeds is not None:
         return plan.prompt, [plan.embeds]
     return _renumbered(*_bound(plan.prompt, _names(entries)), spoken_of(plan)), framed
+
+
+def negative_as_painted(plan: Plan, negative: str) -> str:
+    """A negative prompt in the plan's numbers => in those of the references that are painted from.
+
+    Raises ValueError for one about a reference that the plan's prompt leaves out.
+    """
+    entries = checked_entries(plan)
+    negative, bindings = _bound(negative, _names(entries))
+    if entries and isinstance(entries[0], SubjectEmbeds):  # none is left out
+        return negative
+    for each in bindings:
+        if each.reference not in spoken_of(plan):
+            raise ValueError(
+                f"negative_prompt={negative!r} speaks of image {each.reference}, which the plan's prompt="
+                f"{plan.prompt!r} leaves out, so that nothing is painted from it: expected only what that speaks of. "
+                "Change one of them."
+            )
+    return _renumbered(negative, bindings, spoken_of(plan))
+
+
+def as_read_by(pipe: "SubjectPipeline", plan: Plan) -> Plan:
+    """The plan without what another model read of its references: they are read again.
+
+    Raises ValueError where they were encoded by that model, and cannot be.
+    """
+    for entry in checked_entries(plan):
+        if isinstance(entry, SubjectEmbeds):
+            entry.check(pipe.fingerprints, "Give the plan its pictures: plan.replace(subject_images=[...]).")
+    if plan.embeds is None or plan.embeds.fingerprints == pipe.fingerprints:
+        return plan
+    return replace(plan, embeds=None)
 
 
 def framed_references(plan: Plan, limits: Limits) -> list[Any]:
@@ -80,6 +121,29 @@ def spoken_of(plan: Plan) -> list[int]:
     """
     every = list(range(1, len(plan.subjects) + 1))
     return every if SEVERAL.search(plan.prompt) else sorted({each.reference for each in bindings_of(plan)}) or every
+
+
+def _check_none_lost(plan: Plan, names: Sequence[str | None]) -> None:
+    """Raise ValueError where a reference is asked for and has its place in the view, and the prompt leaves it out.
+
+    Asked for alone it may be left out: "image 2 on the ground of image 1" shows image 2 only.
+    """
+    lost = (_meant(plan.asked, names) & _meant(plan.view, names)) - set(spoken_of(plan))
+    if lost:
+        called = " and ".join(f"image {k}" for k in sorted(lost))
+        raise ValueError(
+            f"the plan's prompt={plan.prompt!r} leaves out {called}, which asked={plan.asked!r} and view={plan.view!r} "
+            "speak of: expected a prompt that says all that is to be seen. Edit it with plan.replace(prompt=...), or "
+            "ask again in other words."
+        )
+
+
+def _meant(words: str, names: Sequence[str | None]) -> set[int]:
+    """The references that words speak of; none where they do not say which."""
+    try:
+        return {each.reference for each in bind(words, names)}
+    except ValueError:  # of a request from before its references got other names
+        return set()
 
 
 def bindings_of(plan: Plan) -> tuple[Binding, ...]:
@@ -117,16 +181,16 @@ def _framed(entry: Any, seen: PlannedSubject, called: str, limits: Limits) -> An
     given = Subject.of(entry)
     if given.box is not None or given.mask is not None:
         return entry
+    picture = load_image(given.image, alpha=True)  # once: a file is decoded each time it is read
     try:
-        cut = cropped_as_seen(given, seen.box, limits)
+        cut = cropped_as_seen(replace(given, image=picture), seen.box, limits)
     except ValueError as error:
         raise ValueError(
             f"the plan's box={seen.box} of {called} shows nothing of its picture: expected one that does. Edit it with "
             f"plan.replace_subject({called.removeprefix('image ')}, box=...)."
         ) from error
     left, top, right, bottom = cut.box
-    width, height = load_image(given.image, alpha=True).size
-    return entry if (right - left) * (bottom - top) >= NEARLY_ALL * width * height else cut
+    return entry if (right - left) * (bottom - top) >= NEARLY_ALL * picture.width * picture.height else cut
 
 
 def _renumbered(prompt: str, bindings: Sequence[Binding], spoken_of: Sequence[int]) -> str:

@@ -11,12 +11,12 @@ import torch
 from subjectgen.backbones import Reader
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.decoding import GrammarPicker
+from subjectgen.reasoning.encoded import EncodedOnce
 from subjectgen.reasoning.grammar import parse_plan, plan_grammar
 from subjectgen.reasoning.instruction import request_to_plan
-from subjectgen.reasoning.paint import plans_of, words_and_references
+from subjectgen.reasoning.paint import negative_as_painted, plans_of, words_and_references
 from subjectgen.reasoning.plan import Plan, PlanError
-from subjectgen.references import References
-from subjectgen.request import Limits, Request, ResolvedRequest, Subjects
+from subjectgen.request import Limits, Request, ResolvedRequest, negative_prompts_of
 from subjectgen.subject_lists import subject_lists
 from subjectgen.types import ReferencePrefix
 
@@ -70,7 +70,9 @@ def reasoned(pipe: "SubjectPipeline", request: Request, resolved: ResolvedReques
     """A request with a plan in place of each prompt."""
     if plans_of(request.prompt) is not None:
         raise ValueError("reasoning=True with a plan: expected prompts. A plan is painted as it is, without reasoning.")
-    results = [_paintable(each, pipe.limits) for each in _results(pipe, request, resolved, Writing())]
+    results = _results(pipe, request, resolved, Writing())
+    negatives = negative_prompts_of(request.negative_prompt, len(results))
+    results = [_paintable(*each, pipe.limits) for each in zip(results, negatives, strict=True)]
     plans = [_plan(results[0])] if isinstance(request.prompt, str) else _whole(results)
     return replace(request, prompt=plans, subject_images=None)
 
@@ -81,7 +83,8 @@ def _results(
     """What came of each prompt, all written together; references that prompts share are read once."""
     asked = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     generators, given = writing.generators(len(asked)), subject_lists(request.subject_images, len(asked))
-    embeds = _read(pipe, resolved.subjects)
+    encoded = EncodedOnce()(pipe, resolved.subjects)
+    embeds = [each if isinstance(each, SubjectEmbeds) else None for each in encoded]
     reader, _ = pipe.adapters()
     prefixes = [reader.read_references(()) if each is None else each.prefix for each in embeds]
     prompts = [request_to_plan(pipe.config["plan_instruction"], named) for named in resolved.prompts]
@@ -101,12 +104,16 @@ def _parsed(
     return replace(plan, subject_images=entries, embeds=embeds)
 
 
-def _paintable(result: Plan | PlanError, limits: Limits) -> Plan | PlanError:
-    """An error for a plan with a box beside its picture, or words that could mean two references."""
+def _paintable(result: Plan | PlanError, negative: str, limits: Limits) -> Plan | PlanError:
+    """An error for a plan with a box beside its picture, a subject lost, or words that could mean two references.
+
+    So too where it leaves out what its negative prompt speaks of.
+    """
     if isinstance(result, PlanError):
         return result
     try:
         words_and_references(result, limits)
+        negative_as_painted(result, negative)
     except ValueError as error:
         return PlanError(f"the MLLM's plan cannot be painted: {error} It wrote:\n{result}", result.to_json())
     return result
@@ -126,13 +133,6 @@ def _whole(results: list[Plan | PlanError]) -> list[Plan]:
     told = "; ".join(f"prompt {number}: {error}" for number, error in failed.items())
     first = next(iter(failed.values()))
     raise PlanError(f"{len(failed)} of {len(results)} prompts came to no plan, {told}", first.written, results)
-
-
-def _read(pipe: "SubjectPipeline", subjects: Sequence[Subjects]) -> list[SubjectEmbeds | None]:
-    """The subjects of each prompt as this model reads them, equal ones once; None without any."""
-    images = {(each.key, each.names): each for each in subjects if isinstance(each, References) and each.num_references}
-    read = dict(zip(images, pipe._encode(list(images.values())), strict=True))
-    return [each if isinstance(each, SubjectEmbeds) else read.get((each.key, each.names)) for each in subjects]
 
 
 def _written(

@@ -12,7 +12,7 @@ from subjectgen.batch import prefixes
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.reasoning.decoding import GrammarPicker
 from subjectgen.reasoning.grammar import words_of
-from subjectgen.reasoning.paint import checked_entries
+from subjectgen.reasoning.paint import as_read_by, checked_entries
 from subjectgen.reasoning.plan import DECISIONS, Plan
 from subjectgen.reasoning.questions import DEPARTS, NO, NOTHING, RESPECTS, YES, departures_question
 from subjectgen.references import read_images
@@ -74,16 +74,32 @@ def departures_grammar(respects: Sequence[str]) -> str:
 
 
 def views(pipe: "SubjectPipeline", plan: Plan, pictures: Sequence[Image.Image]) -> Iterator[View]:
-    """Each picture behind the references of its plan, which are read once at most."""
+    """Each picture behind the references of its plan, which are read once at most; ends where a call is interrupted."""
     reader, _ = pipe.adapters()
     references = _read(pipe, reader, plan)
-    for picture in pictures:
-        seen = read_images([picture], pipe.limits)
-        yield View(reader=reader, prefix=reader.read_references(seen.images, behind=references))
+    with pipe.progress_bar(total=len(pictures)) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
+        for picture in pictures:
+            if pipe._in_call and pipe.interrupt:  # one that has ended stops nothing after it
+                return
+            seen = read_images([picture], pipe.limits)
+            yield View(reader=reader, prefix=reader.read_references(seen.images, behind=references))
+            bar.update()
+
+
+def check_askable(plan: Plan) -> None:
+    """Raise ValueError for a plan whose prompt was edited alone: the MLLM would be asked for what it said before."""
+    if plan.stale_decisions:
+        said = ", ".join(f"{name}={words!r}" for name, words in plan.stale_decisions.items())
+        raise ValueError(
+            f"the plan's prompt={plan.prompt!r} was edited and its decisions were not: {said} would be asked of the "
+            "picture: expected decisions that say what the prompt says. Give those that changed, or one that did not "
+            "if none has: plan.replace(prompt=..., scene=...)."
+        )
 
 
 def _read(pipe: "SubjectPipeline", reader: Reader, plan: Plan) -> ReferencePrefix:
-    """The references as they were read while reasoning, or read now: whole, as the plan's boxes are about them."""
+    """The references as this model read them while reasoning, or reads them now: whole, as the boxes are about them."""
+    plan = as_read_by(pipe, plan)
     if plan.embeds is not None:
         return plan.embeds.prefix
     entries = checked_entries(plan)

@@ -293,6 +293,17 @@ class TestPicker:
         assert set(draws) <= set(starts)
         assert draws.count(starts[0]) / len(draws) == pytest.approx(expected, abs=0.06)
 
+    @pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
+    def test_near_zero_it_is_the_likeliest(self, tokenizer, temperature):
+        logits = self.logits(tokenizer) * 40
+        cold = GrammarPicker(tokenizer, self.GRAMMAR, temperature=temperature, generator=torch.Generator())
+        assert cold(logits, 1) == GrammarPicker(tokenizer, self.GRAMMAR)(logits, 1)
+
+    def test_at_a_huge_temperature_all_are_equal(self, tokenizer):
+        starts, generator = self.starts(tokenizer, "red") + self.starts(tokenizer, "black"), torch.Generator()
+        pickers = [GrammarPicker(tokenizer, self.GRAMMAR, temperature=1e300, generator=generator) for _ in range(200)]
+        assert {picker(self.logits(tokenizer), 1)[0] for picker in pickers} == set(starts)
+
     @pytest.mark.parametrize("at_most", [1, 3, 99])
     def test_what_the_grammar_forces_needs_no_logits(self, tokenizer, at_most):
         """Nothing but the first digit is open: the same text in fewer steps, and never more than is asked for."""

@@ -197,6 +197,14 @@ class TestPlans:
         first, second = drawn(0), drawn(1)
         assert drawn(0) == first != second
 
+    def test_image_is_another_name_for_the_references(self, small):
+        assert small.reason(PROMPT, image=RED) == small.reason(PROMPT, RED) != small.reason(PROMPT)
+        with pytest.raises(ValueError, match="both subject_images and image"):
+            small.reason(PROMPT, RED, image=RED)
+
+    def test_the_lowest_temperature_is_none(self, small):
+        assert small.reason(PROMPT, RED, temperature=1e-40) == small.reason(PROMPT, RED)
+
     def test_the_instruction_precedes_the_request(self, small, monkeypatch):
         asked, answers = [], InternVLReader.answers
         monkeypatch.setattr(

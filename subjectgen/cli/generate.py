@@ -184,8 +184,9 @@ def _save(painted: "SubjectPipelineOutput", files: list[Path], seeds: list[int],
     """Each picture as a PNG that holds its recipe and seed, and a line about it."""
     from subjectgen.png import save_picture
 
+    pictures: Any = painted.images
     count = len(seeds) // len(files)
-    for index, (picture, file) in enumerate(zip(painted.images, files, strict=True)):
+    for index, (picture, file) in enumerate(zip(pictures, files, strict=True)):
         candidates = seeds[index * count : (index + 1) * count]
         own_seed = candidates[painted.kept[index] if painted.kept else 0]
         save_picture(picture, file, recipe | {"seed": str(own_seed)})

@@ -135,9 +135,9 @@ def given_back(mllm: PreTrainedModel) -> Iterator[None]:
     Weights stay as they are then: a LoRA changes them when it is merged.
     """
     configs = [each.config for each in mllm.modules() if isinstance(each, PreTrainedModel)]
-    noted = [(each, dict(each)) for each in map(vars, (*mllm.modules(), *configs, mllm.generation_config))]
-    inside = [held for each in mllm.modules() for held in (each._modules, each._forward_hooks)]
-    noted += [(held, dict(held)) for held in inside]
+    held: list[dict[Any, Any]] = [*map(vars, (*mllm.modules(), *configs, mllm.generation_config))]
+    held += [each for module in mllm.modules() for each in (module._modules, module._forward_hooks)]
+    noted = [(each, dict(each)) for each in held]
     trained = [(weight, weight.requires_grad) for weight in mllm.parameters()]
     try:
         yield

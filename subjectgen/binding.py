@@ -1,4 +1,4 @@
-"""Which reference each phrase of a prompt is about: "image 2", or a subject's name."""
+"""Which reference each phrase of a prompt is about: "image 2", "images 1 and 2", or a subject's name."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 Names = Sequence[str | None]  # of the references, in order
 NOTHING = "(?!)"  # a pattern that matches nowhere
-NUMBERED = re.compile(r"(?<!\w)image\s+\d+$", re.IGNORECASE)  # a phrase that says which reference it means
+ALSO = r"(?:\s*[,&]\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+)\d+"  # one more number of a list
+NUMBERED = re.compile(rf"(?<!\w)(?:image\s+\d+|images\s+\d+(?:{ALSO})*)$", re.IGNORECASE)  # ends with its number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +25,19 @@ class Binding:
 def bind(prompt: str, names: Names) -> tuple[Binding, ...]:
     """What a prompt calls its references: "image 2", "NAME" or "NAME of image 2", whole words in any case.
 
+    Of a list each number is a phrase of its own: "images 1, 2 and 3" is "images 1", "2" and "3".
+
     names: of each reference, None where it has none. Of two names that begin at the same word the longer one is meant.
     Raises ValueError for a number without a reference, and for a name that is not one reference's alone.
     """
-    return tuple(
-        Binding(phrase=found[0], span=found.span(), reference=_reference(found, names))
-        for found in _mentions(prompt, names)
-    )
+    return tuple(each for found in _mentions(prompt, names) for each in _bound(found, names))
 
 
 def numbered(prompt: str, bindings: Sequence[Binding]) -> str:
     """The prompt as any checkpoint understands it: each name alone becomes "NAME of image 2"."""
     for each in reversed(bindings):
-        if not NUMBERED.search(each.phrase):
-            end = each.span[1]
+        end = each.span[1]
+        if not NUMBERED.search(prompt[:end]):
             prompt = f"{prompt[:end]} of image {each.reference}{prompt[end:]}"
     return prompt
 
@@ -45,7 +45,17 @@ def numbered(prompt: str, bindings: Sequence[Binding]) -> str:
 def _mentions(prompt: str, names: Names) -> Iterator[re.Match[str]]:
     patterns = sorted((_pattern(name) for name in names if name is not None), key=len, reverse=True)
     named = rf"(?P<name>{'|'.join(patterns) or NOTHING})(?:\s+of\s+image\s+(?P<of>\d+))?"
-    return re.finditer(rf"(?<!\w)(?:{named}|image\s+(?P<alone>\d+))(?!\w)", prompt, re.IGNORECASE)
+    several = rf"(?P<several>images\s+\d+(?:{ALSO})+)"
+    return re.finditer(rf"(?<!\w)(?:{named}|image\s+(?P<alone>\d+)|{several})(?!\w)", prompt, re.IGNORECASE)
+
+
+def _bound(found: re.Match[str], names: Names) -> Iterator[Binding]:
+    if found["several"] is None:
+        yield Binding(phrase=found[0], span=found.span(), reference=_reference(found, names))
+        return
+    for each in re.finditer(r"(?:images\s+)?(\d+)", found[0], re.IGNORECASE):
+        span = (found.start() + each.start(), found.start() + each.end())
+        yield Binding(phrase=each[0], span=span, reference=_by_number(found[0], int(each[1]), len(names)))
 
 
 def _reference(found: re.Match[str], names: Names) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from inspect import signature
 from typing import Any
 
 import torch
@@ -220,6 +221,7 @@ class SubjectPipeline(SavedPipeline):
         prompt: Any,
         subject_images: Any = None,
         *,
+        image: Any = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
         generator: Any = None,
@@ -228,8 +230,8 @@ class SubjectPipeline(SavedPipeline):
         """What the MLLM makes of a prompt before it is painted: a Plan; print it, edit it with `replace`, paint it with
         `pipe(plan)`. Of a list of prompts a list of plans, written side by side, each the same as alone.
 
-        subject_images: as of a call. What is read of them goes with the plan and is not read again. Pictures are cut to
-            the plan's boxes when it is painted; what was encoded before cannot be.
+        subject_images, image: as of a call. What is read of them goes with the plan and is not read again. Pictures are
+            cut to the plan's boxes when it is painted; what was encoded before cannot be.
         max_new_tokens: that each plan may have.
         temperature: 0 takes the likeliest token always; above 0 tokens are drawn, by `generator` if given: one for each
             prompt.
@@ -243,7 +245,7 @@ class SubjectPipeline(SavedPipeline):
             max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, on_token=callback_on_token
         )
         self._interrupt = False
-        return reason(self, prompt, subject_images, writing)
+        return reason(self, prompt, one_of_two(subject_images, image), writing)
 
     @recoverable
     @torch.no_grad()
@@ -262,6 +264,7 @@ class SubjectPipeline(SavedPipeline):
         prompt: Any,
         subject_images: Any = None,
         *,
+        image: Any = None,
         dtype: torch.dtype | None = None,
         quantization: str | None = None,
         offload: str | None = None,
@@ -269,11 +272,12 @@ class SubjectPipeline(SavedPipeline):
     ) -> Estimate:
         """What a call with these arguments costs, before it runs: tokens, steps and passes per stage, peak memory.
 
-        Takes what a call takes to decide this; raises what the call would. dtype, quantization, offload: as they would
-        be given to `load`; what is left out is as this pipeline is.
+        Takes what a call takes to decide this; raises what the call would, and ValueError for what cannot be counted
+        beforehand, such as reasoning. dtype, quantization, offload: as they would be given to `load`; what is left out
+        is as this pipeline is.
         """
-        resolved = self._resolve(Request(prompt=prompt, subject_images=subject_images, **options))
-        return estimate(self, resolved, dtype, quantization, offload)
+        request = Request(prompt=prompt, subject_images=one_of_two(subject_images, image), **_counted(options))
+        return estimate(self, self._resolve(request), dtype, quantization, offload)
 
     @property
     def limits(self) -> Limits:
@@ -387,6 +391,20 @@ class SubjectPipeline(SavedPipeline):
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+
+
+def _counted(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that a request has. Raises ValueError for what a call takes besides, TypeError for what neither takes."""
+    taken, counted = signature(SubjectPipeline.__call__).parameters, {each.name for each in fields(Request)}
+    for name in options.keys() - counted:
+        if name not in taken:
+            raise TypeError(f"SubjectPipeline.estimate() got an unexpected keyword argument {name!r}")
+        if options[name] != taken[name].default:
+            raise ValueError(
+                f"{name}={options[name]!r} is nothing that an estimate counts: expected what one painting is. Leave it "
+                "out; of a call that plans or reflects, estimate the plan of pipe.reason() and each round by itself."
+            )
+    return {name: value for name, value in options.items() if name in counted}
 
 
 def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:

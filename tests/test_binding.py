@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
+from tiny_plans import a_plan
 
 from subjectgen import Binding, Subject
 from subjectgen.binding import bind, numbered
@@ -28,6 +29,13 @@ def found(prompt, names):
         ("the red shoe of image 1, again the red shoe", [("red shoe of image 1", 1), ("red shoe", 1)]),
         ("a red cat, shoes, cupboards and images 1", []),
         ("a hiccup, my_cup and image 1x", []),
+        ("images 1 and 2 on green", [("images 1", 1), ("2", 2)]),
+        ("Images\n2, 1, and 2", [("Images\n2", 2), ("1", 1), ("2", 2)]),
+        ("images 1 & 2, images 2 or 1", [("images 1", 1), ("2", 2), ("images 2", 2), ("1", 1)]),
+        ("images 1,2 and 2nd", [("images 1", 1), ("2", 2)]),
+        ("my_images 1 and 2, images 1 and2, images 1 then 2, images 1 and 2x", []),
+        ("image 1 and 2 dogs", [("image 1", 1)]),
+        ("the cup of images 1 and 2", [("cup", 2), ("images 1", 1), ("2", 2)]),
         ("the cup of images", [("cup", 2)]),
         ("the cup of image 2nd", [("cup", 2)]),
     ],
@@ -56,6 +64,7 @@ def test_nothing_is_named():
         ("the red shoe's laces", "the red shoe of image 1's laces"),
         ("the cup of image 2 on image 1", "the cup of image 2 on image 1"),
         ("a red cat", "a red cat"),
+        ("images 1, 2 and 1 beside a cup", "images 1, 2 and 1 beside a cup of image 2"),
     ],
 )
 def test_names_become_numbers(prompt, expected):
@@ -73,6 +82,13 @@ class TestRefusals:
     def test_a_number_without_any_reference(self):
         with pytest.raises(ValueError, match=r"comes with 0 reference.*no number.*missing image"):
             bind("image 1 on a hill", ())
+
+    @pytest.mark.parametrize("phrase", ["images 1 and 7", "images 3, 1", "images 1, 2, or 0"])
+    def test_a_number_of_a_list_without_a_reference(self, phrase):
+        with pytest.raises(ValueError, match=rf"'{phrase}' and comes with 2 reference.*image 1 to image 2"):
+            bind(f"{phrase} on green", (None, None))
+        with pytest.raises(ValueError, match=rf"'{phrase}' and comes with 0 reference.*no number"):
+            bind(f"{phrase} on green", ())
 
     def test_a_name_that_two_share(self):
         with pytest.raises(ValueError, match=r"'dog' could be image 1 and image 3.*'dog of image 1'"):
@@ -102,6 +118,19 @@ class TestPipeline:
         assert torch.equal(named.images, told.images)
         assert named.bindings == ((Binding(phrase="cat", span=(2, 5), reference=2),),)
         assert str(named.bindings[0][0]) == "'cat' is image 2"
+
+    def test_a_list(self, pipe):
+        references = [picture("red"), picture("blue")]
+        bindings = painted(pipe, "images 1 and 2", references).bindings[0]
+        assert [str(each) for each in bindings] == ["'images 1' is image 1", "'2' is image 2"]
+        with pytest.raises(ValueError, match="'images 1 and 7' and comes with 2 reference"):
+            pipe("images 1 and 7 on green", references)
+
+    def test_a_list_of_a_plan(self, pipe):
+        plan = a_plan(3, "images 1 and 3 on red", subject_images=[picture(name) for name in ("red", "blue", "teal")])
+        assert [each.reference for each in pipe(plan, output_type="latent").bindings[0]] == [1, 3]
+        with pytest.raises(ValueError, match="'images 1 and 3' and comes with 2 reference"):
+            a_plan(2, "images 1 and 3 on red")
 
     def test_every_prompt_has_its_own(self, pipe):
         cat, dog = Subject(picture("red"), name="cat"), Subject(picture("blue"), name="dog")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.status import Status
 from tiny_benchmark import photograph_folder
 from tiny_pipeline import reasoning_pipeline, shorten_plans, tiny_pipeline
 from tiny_subjects import cutout_folder
@@ -81,6 +84,7 @@ class Painter:
 
     def reason(self, prompt: str, subjects: Any, **options: Any) -> Plan:
         self.calls.append(SimpleNamespace(prompt=prompt, subjects=subjects, **options))
+        options["callback_on_token"](self, "<plan>")
         return PLAN
 
     def encode_subjects(self, images: list[Image.Image]) -> SimpleNamespace:
@@ -308,6 +312,21 @@ class TestReason:
         text = Image.open("out.png").text
         assert text["prompt"] == PLAN.asked and Plan.from_json(text["plan"]) == PLAN
 
+    @pytest.mark.parametrize(
+        ("arguments", "before"), [((), "reading"), (("--reasoning",), "planning"), (("--reflect", "1"), "planning")]
+    )
+    def test_what_is_done_until_the_first_step_is_not_painting(self, painter: Painter, monkeypatch, arguments, before):
+        monkeypatch.setattr("subjectgen.cli.generate.screen", screen := Console(file=StringIO(), force_terminal=True))
+        run("generate", "--prompt", "p", *arguments)
+        shown = screen.file.getvalue()
+        assert 0 <= shown.find(before) < shown.find("painting")
+
+    def test_what_is_written_of_a_plan_is_counted(self, painter: Painter, monkeypatch):
+        shown = []
+        monkeypatch.setattr(Status, "update", lambda self, text: shown.append(text))
+        run("reason", "--prompt", "p")
+        assert shown == ["reasoning, 6 characters so far"]
+
     def test_generate_a_plan(self, painter: Painter):
         Path("plan.json").write_text(PLAN.to_json())
         run("generate", "--plan", "plan.json", "--subject", "red.png")
@@ -334,9 +353,7 @@ class TestReason:
     def test_what_the_tower_finds_best(self, painter: Painter):
         run("generate", "--prompt", "p", "--subject", "red.png", "--best-of", "2", "--judge", "tower")
         run("generate", "--prompt", "p", "--best-of", "2", "--out", "b.png")
-        run("generate", "--prompt", "p", "--judge", "tower", "--out", "c.png")  # nothing to choose from
-        assert isinstance(painter.calls[0].judge, TowerJudge)
-        assert [call.judge for call in painter.calls[1:]] == [None, None]
+        assert isinstance(painter.calls[0].judge, TowerJudge) and painter.calls[1].judge is None
         with Image.open("out.png") as tower, Image.open("b.png") as mllm:
             assert (tower.text["judge"], mllm.text["judge"]) == ("tower", "mllm")
 
@@ -361,6 +378,8 @@ class TestReason:
             (("reason", "--prompt", "p", "--subject", "none.png"), ("none.png",)),
             (("reason",), ("--prompt",)),
             (("generate", "--prompt", "p", "--best-of", "0"), ("--best-of",)),
+            (("generate", "--prompt", "p", "--judge", "mllm"), ("--judge mllm without --best-of", "--best-of 4")),
+            (("generate", "--plan", "p.json", "--judge", "tower", "--best-of", "1"), ("--judge tower without",)),
             (("generate", "--prompt", "p", "--reflect", "-1"), ("--reflect",)),
             (("generate",), ("--prompt", "--plan")),
             (("generate", "--plan", "none.json"), ("none.json", "subjectgen reason")),

@@ -1,11 +1,13 @@
 """What is told before a call against what the call then does."""
 
+import inspect
+
 import pytest
 import torch
 from tiny_pipeline import picture, tiny_pipeline
 from torch.profiler import ProfilerActivity, profile
 
-from subjectgen import Guidance, Stage, Subject
+from subjectgen import Guidance, Stage, Subject, SubjectPipeline
 
 RED, BLUE = picture("red"), picture("blue")
 PROMPTS = ["a red cat", "on the blue ground, a cat and a cat"]
@@ -178,3 +180,38 @@ def test_refuses_what_the_call_refuses(pipe):
         pipe.estimate(PROMPTS[0], quantization="int2")
     with pytest.raises(TypeError, match="heigth"):
         pipe.estimate(PROMPTS[0], heigth=64)
+
+
+def test_image_is_another_name_for_the_references():
+    pipe = tiny_pipeline()
+    assert pipe.estimate(PROMPTS[0], image=RED) == pipe.estimate(PROMPTS[0], RED) != pipe.estimate(PROMPTS[0])
+    with pytest.raises(ValueError, match="both subject_images and image"):
+        pipe.estimate(PROMPTS[0], RED, image=RED)
+
+
+class TestAllThatACallTakes:
+    UNCOUNTED = {  # noqa: RUF012
+        "reasoning": True,
+        "judge": len,
+        "reflect": 1,
+        "reflect_sigma": 0.5,
+        "return_dict": False,
+        "callback_on_step_end": len,
+        "callback_on_step_end_tensor_inputs": ("prompt",),
+    }
+
+    @pytest.mark.parametrize(("name", "value"), UNCOUNTED.items())
+    def test_what_cannot_be_counted_is_refused_by_name(self, name, value):
+        with pytest.raises(ValueError, match=rf"^{name}=.*estimate the plan of pipe\.reason\(\) and each round"):
+            tiny_pipeline().estimate(PROMPTS[0], RED, **{name: value})
+
+    def test_the_rest_is_counted_and_left_out_changes_nothing(self):
+        """Every argument of a call with the value that it has anyhow."""
+        pipe, arguments = tiny_pipeline(), inspect.signature(SubjectPipeline.__call__).parameters.values()
+        own = {each.name: each.default for each in arguments if each.kind is each.KEYWORD_ONLY}
+        assert own.keys() > self.UNCOUNTED.keys()
+        assert pipe.estimate(PROMPTS[0], RED, **own) == pipe.estimate(PROMPTS[0], RED)
+
+    def test_candidates_are_counted(self):
+        pipe = tiny_pipeline()
+        assert pipe.estimate(PROMPTS[0], RED, best_of=3) == pipe.estimate(PROMPTS[0], RED, num_images_per_prompt=3)

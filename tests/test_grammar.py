@@ -1,6 +1,7 @@
 """The grammar of plans, with mini's real tokenizer: what it lets an MLLM write, and what it does not."""
 
 import random
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
 
 from subjectgen import SubjectProcessor
+from subjectgen.binding import bind
 from subjectgen.data.indirect import riddle
 from subjectgen.data.plans import plan
 from subjectgen.data.prompts import GROUND_WORDS
@@ -21,7 +23,7 @@ from subjectgen.weights import find_folder
 SUBJECT = (
     "<subject>name: lady beetle; colours: red, black; box: 12 20 80 90; pose: upright; ground: white plain</subject>"
 )
-DECIDED = "<plan>scene: a; view: b, c; pose: d; changes: nothing; keeps: e</plan><prompt>image 1; red</prompt>"
+DECIDED = "<plan>scene: a; view: b, c; pose: d; changes: nothing; keeps: e</plan><prompt>the cat; red</prompt>"
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +41,16 @@ def grammars():
     return {count: plan_grammar(count) for count in range(4)}
 
 
-def admitted(vocabulary, grammar, ids):
-    """Whether each token is allowed where it stands, and nothing may follow the last."""
+@lru_cache
+def matcher_of(vocabulary, grammar):
     matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(grammar), log_level=0)
     assert not matcher.get_error() and not matcher.get_grammar_warnings()
+    return matcher
+
+
+def admitted(vocabulary, grammar, ids):
+    """Whether each token is allowed where it stands, and nothing may follow the last."""
+    matcher = matcher_of(vocabulary, grammar).deep_copy()
     return matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_stopped()
 
 
@@ -92,12 +100,12 @@ def test_all_that_mini_is_taught_is_admitted_and_read(tokenizer, vocabulary, gra
         (SUBJECT.replace("12 20 80 90", "99 99 100 100") + DECIDED, 1),
         (SUBJECT.replace("12 20 80 90", "1 2 10 100") + DECIDED, 1),
         (SUBJECT.replace("lady beetle", "x") + DECIDED, 1),
-        (SUBJECT + DECIDED.replace("image 1; red", "x" * MAX_PROMPT), 1),
+        (SUBJECT + DECIDED.replace("the cat; red", "x" * MAX_PROMPT), 1),
     ],
 )
 def test_admits(tokenizer, vocabulary, grammars, text, count):
     assert admitted(vocabulary, grammars[count], tokenizer(text, add_special_tokens=False)["input_ids"])
-    parse_plan(text.replace("image 1", "it"), count, "")
+    parse_plan(text, count, "")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +122,8 @@ def test_admits(tokenizer, vocabulary, grammars, text, count):
         (DECIDED.replace("scene: a", "scene:  a"), 0),
         (DECIDED.replace("scene: a", "scene: a\n"), 0),
         (DECIDED.replace("scene: a", "scene: <b>"), 0),
-        (DECIDED.replace("image 1; red", ""), 0),
-        (DECIDED.replace("image 1; red", "x" * (MAX_PROMPT + 1)), 0),
+        (DECIDED.replace("the cat; red", ""), 0),
+        (DECIDED.replace("the cat; red", "x" * (MAX_PROMPT + 1)), 0),
         (SUBJECT.replace("12 20 80 90", "12 20 12 90") + DECIDED, 1),
         (SUBJECT.replace("12 20 80 90", "12 20 80 20") + DECIDED, 1),
         (SUBJECT.replace("12 20 80 90", "90 20 80 90") + DECIDED, 1),
@@ -141,6 +149,108 @@ def test_every_box_of_a_sample_is_admitted_if_and_only_if_it_is_one(tokenizer, v
         assert admitted(vocabulary, grammars[1], ids) == is_box, (left, top, right, bottom)
         found.add(is_box)
     assert found == {True, False}
+
+
+def speaks_of_known_images(text, count):
+    """As the pipeline reads it."""
+    try:
+        bind(text, [None] * count)
+    except ValueError:
+        return False
+    return True
+
+
+STARTS = [
+    "image",
+    "IMAGE",
+    "\u0131mage",
+    "i image",
+    "images 1, 2,\u00a0or",
+    "Ima\u017f, image\u017f 1 &",
+    "image 2 image",
+    "a images 2 and",
+]
+NUMBERS = [f"{space}{number}" for number in ("0", "1", "2", "3", "9", "10", "12", "123") for space in (" ", "\u00a0 ")]
+ENDS = ["", " on red", ", a cat", " and 1 more", " and images"]
+
+
+class TestImagesBeyondTheReferences:
+    def written(self, where, text):
+        if where == "prompt":
+            return DECIDED.replace("the cat; red", text)
+        return DECIDED.replace({"scene": "scene: a", "view": "b, c", "pose": "pose: d"}[where], f"{where}: {text}")
+
+    @pytest.mark.parametrize("count", [0, 1, 2, 3])
+    def test_a_prompt_may_say_what_can_be_bound(self, tokenizer, vocabulary, grammars, count):
+        texts = [start + number + end for start in STARTS for number in NUMBERS for end in ENDS]
+        found = {text: speaks_of_known_images(text, count) for text in texts}
+        allowed = {}
+        for text in texts:
+            ids = tokenizer(SUBJECT * count + self.written("prompt", text), add_special_tokens=False)["input_ids"]
+            allowed[text] = admitted(vocabulary, grammars[count], ids)
+        assert allowed == found and any(found.values()) == (count > 0)
+
+    @pytest.mark.parametrize("count", [0, 1, 2, 3])
+    def test_words_like_it_are_free(self, tokenizer, vocabulary, grammars, count):
+        for text in (
+            "an image", "images", "image of 12 cats", "images and 7 cats", "Imagine 7 imps in 2 images",
+            "iimag 3", "image  x3", "imagery 4", "a 12 image", "image i 3", "IMAGE, 4", "im 3", "images of image",
+            "\u2170mage 9",
+        ):  # fmt: skip
+            assert speaks_of_known_images(text, count)
+            ids = tokenizer(SUBJECT * count + self.written("prompt", text), add_special_tokens=False)["input_ids"]
+            assert admitted(vocabulary, grammars[count], ids), text
+
+    @pytest.mark.parametrize("text", ["a pilgrimage 7", "image 7th", "images 7", "image 01", "image ٣", "imaimage 2"])
+    def test_stricter_than_what_is_bound(self, tokenizer, vocabulary, grammars, text):
+        """So that it is the number that cannot be written, and not the space or the letter behind it that must be."""
+        assert not admitted(
+            vocabulary,
+            grammars[1],
+            tokenizer(SUBJECT + self.written("prompt", text), add_special_tokens=False)["input_ids"],
+        )
+
+    def test_as_many_as_there_are(self, tokenizer, vocabulary):
+        grammar = plan_grammar(12)
+        for number in range(1, 130):
+            text = SUBJECT * 12 + self.written("prompt", f"images 1, 12 and {number} beside image {number}")
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert admitted(vocabulary, grammar, ids) == (number <= 12), number
+
+    @pytest.mark.parametrize("where", ["scene", "view", "pose"])
+    def test_decisions_which_reflection_says_again(self, tokenizer, vocabulary, grammars, where):
+        for count in (0, 1):
+            for number in (1, 2):
+                text = SUBJECT * count + self.written(where, f"the image {number} one")
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                assert admitted(vocabulary, grammars[count], ids) == (number <= count)
+
+    def test_colours_which_it_says_too(self, tokenizer, vocabulary, grammars):
+        for colours, allowed in (("image 1, red", True), ("red, image 2", False), ("images 1, 2", False)):
+            text = SUBJECT.replace("red, black", colours) + DECIDED
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert admitted(vocabulary, grammars[1], ids) == allowed
+
+    def test_what_is_seen_is_told_as_it_is(self, tokenizer, vocabulary, grammars):
+        text = SUBJECT.replace("lady beetle", "image 7").replace("; box", "; text: image 9; box") + DECIDED
+        assert admitted(vocabulary, grammars[1], tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @pytest.mark.parametrize("count", [0, 2])
+    def test_an_mllm_that_wants_nothing_else_comes_to_an_end(self, tokenizer, grammars, count):
+        """It is for "image 7" wherever it may; the regular expressions stay within what llguidance computes."""
+        wanted = [
+            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" image 7", "image", " images 12")
+        ]
+        logits = torch.zeros(len(tokenizer))
+        logits[[token for ids in wanted for token in ids]] = 8.0
+        picker = GrammarPicker(
+            tokenizer, grammars[count], temperature=1.0, generator=torch.Generator().manual_seed(count)
+        )
+        ids = []
+        while not picker.finished:
+            ids += picker(logits, 99)
+        prompt = parse_plan(tokenizer.decode(ids), count, "").prompt
+        assert "image" in prompt and speaks_of_known_images(prompt, count)
 
 
 class TestPicker:
@@ -182,6 +292,17 @@ class TestPicker:
         expected = np.exp(2) / (np.exp(2) + len(starts) - 1)  # e^(1 / .5) against e^0 for each other
         assert set(draws) <= set(starts)
         assert draws.count(starts[0]) / len(draws) == pytest.approx(expected, abs=0.06)
+
+    @pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
+    def test_near_zero_it_is_the_likeliest(self, tokenizer, temperature):
+        logits = self.logits(tokenizer) * 40
+        cold = GrammarPicker(tokenizer, self.GRAMMAR, temperature=temperature, generator=torch.Generator())
+        assert cold(logits, 1) == GrammarPicker(tokenizer, self.GRAMMAR)(logits, 1)
+
+    def test_at_a_huge_temperature_all_are_equal(self, tokenizer):
+        starts, generator = self.starts(tokenizer, "red") + self.starts(tokenizer, "black"), torch.Generator()
+        pickers = [GrammarPicker(tokenizer, self.GRAMMAR, temperature=1e300, generator=generator) for _ in range(200)]
+        assert {picker(self.logits(tokenizer), 1)[0] for picker in pickers} == set(starts)
 
     @pytest.mark.parametrize("at_most", [1, 3, 99])
     def test_what_the_grammar_forces_needs_no_logits(self, tokenizer, at_most):

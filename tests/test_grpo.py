@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from subjectgen import SubjectPipeline
 from subjectgen.cli import app
-from subjectgen.train.grpo import Reward, Settings, check_reading, dataset_of, train
+from subjectgen.train.grpo import Reward, Settings, check_reading, dataset_of, given_back, train
 from subjectgen.train.tasks import Task
 
 SHORT = {"group": 4, "requests": 2, "max_new_tokens": 4, "rate": 1e-2, "rank": 2, "checkpoint_steps": 1}
@@ -175,6 +175,77 @@ class TestResume:
         )
         with pytest.raises(ValueError, match="trained with first task="):
             go(straight[0], 4, resume=True)
+
+
+def state_of(mllm):
+    """All that tells one MLLM from another, and how it stands."""
+    weights = {name: (weight.clone(), weight.requires_grad) for name, weight in mllm.named_parameters()}
+    modules = {name: (type(each), each.training, len(each._forward_hooks)) for name, each in mllm.named_modules()}
+    return weights, modules, mllm.config.to_dict(), mllm.generation_config.to_dict(), set(vars(mllm))
+
+
+def assert_same_state(first, second):
+    assert first[1:] == second[1:] and first[0].keys() == second[0].keys()
+    for name, (weight, needed) in first[0].items():
+        assert needed == second[0][name][1] and torch.equal(weight, second[0][name][0]), name
+
+
+class TestGivenBack:
+    def failing(self, call, error):
+        """At this call of the reward."""
+        calls = []
+
+        def reward(texts, tasks):
+            calls.append(tasks)
+            if len(calls) == call:
+                error()
+            return ascii_share(texts, tasks)
+
+        return rewards(reward)
+
+    def test_after_an_interruption_which_the_same_pipeline_resumes(self, straight, tmp_path):
+        pipe = reasoning_pipeline()
+        before = state_of(pipe.mllm)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, 4, pipe=pipe, given=self.failing(2, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        assert_same_state(before, state_of(pipe.mllm))
+        go(tmp_path, 4, pipe=pipe, resume=True)
+        assert same(lora(tmp_path, 4), lora(straight[0], 4))
+
+    def test_after_a_reward_that_raises(self, straight, tmp_path):
+        pipe = reasoning_pipeline()
+        before = state_of(pipe.mllm)
+        with pytest.raises(ZeroDivisionError):
+            go(tmp_path, 4, pipe=pipe, given=self.failing(3, lambda: 1 / 0))
+        assert_same_state(before, state_of(pipe.mllm))
+        go(tmp_path, 4, pipe=pipe, resume=True)
+        assert same(lora(tmp_path, 4), lora(straight[0], 4))
+
+    def test_also_from_gradient_checkpointing(self):
+        """Which is for GPUs: as TRL turns it on there."""
+        mllm = reasoning_pipeline().mllm
+        mllm.model.language_model.train()
+        before = state_of(mllm)
+        with given_back(mllm):
+            mllm.train().requires_grad_(False).gradient_checkpointing_enable()
+            mllm.enable_input_require_grads()
+            assert mllm.is_gradient_checkpointing
+        assert_same_state(before, state_of(mllm))
+        assert not mllm.is_gradient_checkpointing
+
+    def test_a_whole_run_changes_weights_alone(self, straight):
+        """And those it leaves ready to be used: nothing drops out, and a further training finds what it may change."""
+        before, after = state_of(reasoning_pipeline().mllm), state_of(straight[1].mllm)
+        written = ("architectures", "dtype")  # by the export
+        for settings in (before[2], after[2]), (before[2]["text_config"], after[2]["text_config"]):
+            assert (
+                len({str({**each, **dict.fromkeys((*written, "text_config", "vision_config"))}) for each in settings})
+                == 1
+            )
+        assert (before[1], before[3:]) == (after[1], after[3:])
+        assert all(needed == after[0][name][1] for name, (_, needed) in before[0].items())
+        assert not any(training for _, training, _ in after[1].values())
+        assert any(not torch.equal(weight, after[0][name][0]) for name, (weight, _) in before[0].items())
 
 
 class TestRefused:

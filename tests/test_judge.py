@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tiny import seeded, tiny_processor, tiny_tokenizer
-from tiny_pipeline import picture, reasoning_pipeline
+from tiny_pipeline import picture, reasoning_pipeline, shorten_plans
 from tiny_plans import RED, TALL, a_plan
 from tiny_qwen import SYSTEM_AND_USER, reasoning_qwen_pipeline
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
@@ -338,10 +338,11 @@ class TestTowerJudge:
         )
 
     @pytest.mark.parametrize(
-        ("references", "words"), [(None, "encoded before: expected images"), ([], "there are none")]
+        ("references", "words"), [(None, "encoded before, without pictures"), ([], "there are none")]
     )
     def test_nothing_to_compare_with(self, pipe, references, words):
-        with pytest.raises(ValueError, match=words):
+        remedy = r": expected subject_images.*judge=MllmJudge\(pipe\).*function of your own"
+        with pytest.raises(ValueError, match=words + remedy):
             TowerJudge(pipe)([PAINTED], "red", references)
 
     def test_that_is_known_before_anything_is_painted(self, pipe, monkeypatch):
@@ -351,6 +352,13 @@ class TestTowerJudge:
             pipe("image 1", encoded, best_of=2, judge=TowerJudge(pipe))
         with pytest.raises(ValueError, match="there are none"):
             pipe("red", best_of=2, judge=TowerJudge(pipe))
+
+    def test_the_remedy_that_it_names(self, pipe, monkeypatch):
+        """The other judge scores both: without references, and from what was encoded."""
+        shorten_plans(monkeypatch)
+        for references in (None, pipe.encode_subjects([RED])):
+            out = pipe("red", references, best_of=2, judge=MllmJudge(pipe), num_inference_steps=1)
+            assert len(out.scores[0]) == 2
 
     def test_no_pictures(self, pipe):
         assert TowerJudge(pipe)([], "red", [RED]) == []

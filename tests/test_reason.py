@@ -51,6 +51,12 @@ def small():
     return reasoning_pipeline()
 
 
+def write_only(monkeypatch, words):
+    """A grammar of these words alone, about images that are there or not."""
+    monkeypatch.setattr(grammar, "_words", lambda at_most, without: words)
+    monkeypatch.setattr(grammar, "_paintable", lambda num_subjects: ".*")
+
+
 def a_plan(prompt="image 1 on red", count=1, box=(0, 0, 100, 100), **values):
     subject = PlannedSubject(name="cat", colours=("red",), box=box, pose="upright", ground="white")
     words = dict.fromkeys(("scene", "view", "pose", "changes", "keeps", "asked"), "x")
@@ -200,6 +206,14 @@ class TestPlans:
         first, second = drawn(0), drawn(1)
         assert drawn(0) == first != second
 
+    def test_image_is_another_name_for_the_references(self, small):
+        assert small.reason(PROMPT, image=RED) == small.reason(PROMPT, RED) != small.reason(PROMPT)
+        with pytest.raises(ValueError, match="both subject_images and image"):
+            small.reason(PROMPT, RED, image=RED)
+
+    def test_the_lowest_temperature_is_none(self, small):
+        assert small.reason(PROMPT, RED, temperature=1e-40) == small.reason(PROMPT, RED)
+
     def test_the_instruction_precedes_the_request(self, small, monkeypatch):
         asked, answers = [], InternVLReader.answers
         monkeypatch.setattr(
@@ -287,13 +301,13 @@ class TestSeveral:
             return self.together(pipe), counts
 
     def test_a_text_that_contradicts_itself(self, small, monkeypatch):
-        monkeypatch.setattr(grammar, "_words", lambda at_most, without: "image 2")
+        write_only(monkeypatch, "image 2")
         with pytest.raises(PlanError, match=r"1 of 2 prompts came to no plan, prompt 1: .*speaks of 'image 2'") as e:
             small.reason([PROMPT, PROMPT], [[RED], [RED, BLUE]])
         assert e.value.plans[1].prompt == "image 2" and e.value.written.endswith("<prompt>image 2</prompt>")
 
     def test_a_call_with_reasoning_names_it_too(self, small, monkeypatch):
-        monkeypatch.setattr(grammar, "_words", lambda at_most, without: "image 2")
+        write_only(monkeypatch, "image 2")
         with pytest.raises(PlanError, match=r"1 of 2 prompts came to no plan, prompt 1: ") as e:
             small([PROMPT, PROMPT], [[RED], [RED, BLUE]], reasoning=True)
         assert e.value.plans[1].prompt == "image 2"
@@ -613,8 +627,8 @@ class TestNoPlan:
             pipe.reason(PROMPT, RED)
 
     def test_a_text_that_contradicts_itself(self, small, monkeypatch):
-        """The grammar cannot count: a prompt about an image that is not there is written and refused."""
-        monkeypatch.setattr(grammar, "_words", lambda at_most, without: "image 9")
+        """Should the grammar let a prompt about an image through that is not there, it is refused when it is read."""
+        write_only(monkeypatch, "image 9")
         with pytest.raises(PlanError, match=r"speaks of 'image 9'.*1 reference") as refused:
             small.reason(PROMPT, RED)
         assert refused.value.written.endswith("<prompt>image 9</prompt>")

@@ -76,16 +76,14 @@ def generate(
     compile: Compile = False,
 ) -> None:
     """Paint your subject in the scene you describe."""
-    from subjectgen.png import save_picture
-    from subjectgen.reasoning.refine import JUDGES
-
+    _check_judge(judge, best_of)
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
     asked = _asked(prompt, plan, reasoning)
     subjects = read_subjects(subject or [], name, box, mask)
     pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
-    seeds = [(secrets.randbelow(2**31) if seed is None else seed) + k for k in range(num_images * best_of)]
-    with step_bar() as on_step_end:
+    seeds = _seeds(seed, num_images * best_of)
+    with step_bar(before="planning" if reasoning or reflect else "reading") as on_step_end:
         painted = pipe(
             asked,
             subjects,
@@ -95,26 +93,16 @@ def generate(
             stages=stages,
             reasoning=reasoning,
             best_of=best_of,
-            judge=JUDGES[judge](pipe) if best_of > 1 and judge else None,
+            judge=_judge(pipe, judge),
             reflect=reflect,
             generator=generators(seeds),
             num_images_per_prompt=num_images,
             callback_on_step_end=on_step_end,
         )
     recipe = _recipe(pipe, subject or [], steps, stages, model) | _words(asked, painted.plans)
-    cut_out = {"names": name, "boxes": box, "masks": [Path(file).name for file in mask or ()]}
-    recipe |= {key: json.dumps(given) for key, given in cut_out.items() if given}
-    recipe |= _choice(pipe, best_of, judge)
-    recipe |= {"reflect": str(reflect)} if reflect else {}
-    if painted.plans is not None and plan is None:
-        typer.echo(str(painted.plans[0]))
-    for each in painted.bindings[0]:
-        typer.echo(str(each))
-    for index, (picture, file) in enumerate(zip(painted.images, files, strict=True)):
-        candidates = seeds[index * best_of : (index + 1) * best_of]
-        own_seed = candidates[painted.kept[index] if painted.kept else 0]
-        save_picture(picture, file, recipe | {"seed": str(own_seed)})
-        typer.echo("\n".join([f"{file}  (seed {own_seed})", *_thoughts(painted, index, candidates)]))
+    recipe |= _cut_out(name, box, mask) | _choice(pipe, best_of, judge) | ({"reflect": str(reflect)} if reflect else {})
+    _tell_meaning(painted, of_plan=plan is not None)
+    _save(painted, files, seeds, recipe)
 
 
 def _asked(prompt: str | None, plan: Path | None, reasoning: bool) -> "str | Plan":
@@ -126,6 +114,28 @@ def _asked(prompt: str | None, plan: Path | None, reasoning: bool) -> "str | Pla
     if prompt is None:
         raise ValueError("neither --prompt nor --plan is given: expected what the picture shows, or a plan of it.")
     return prompt
+
+
+def _check_judge(judge: JudgeName | None, best_of: int) -> None:
+    """Raise ValueError for a judge that has nothing to choose from."""
+    if judge is not None and best_of == 1:
+        raise ValueError(
+            f"--judge {judge} without --best-of: expected candidates to choose from. Give --best-of 4, or leave "
+            "--judge out."
+        )
+
+
+def _judge(pipe: Any, name: JudgeName | None) -> Any:
+    """The judge of this name; None is the model's own."""
+    from subjectgen.reasoning.refine import JUDGES
+
+    return None if name is None else JUDGES[name](pipe)
+
+
+def _seeds(first: int | None, count: int) -> list[int]:
+    """One for each candidate, from a random one on where none is given."""
+    first = secrets.randbelow(2**31) if first is None else first
+    return [first + k for k in range(count)]
 
 
 def numbered(out: Path, count: int) -> list[Path]:
@@ -141,15 +151,15 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
 
 
 @contextmanager
-def step_bar() -> Iterator[Callable[..., dict[str, Any]]]:
-    """A progress bar, driven by diffusers' `callback_on_step_end`."""
+def step_bar(before: str = "reading") -> Iterator[Callable[..., dict[str, Any]]]:
+    """A progress bar, driven by diffusers' `callback_on_step_end`. `before`: what is done until the first step."""
     from rich.progress import Progress
 
     with Progress(console=screen, transient=True) as progress:
-        task = progress.add_task("painting", total=None)
+        task = progress.add_task(before, total=None)
 
         def on_step_end(pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            progress.update(task, total=pipe.num_timesteps, completed=step + 1)
+            progress.update(task, description="painting", total=pipe.num_timesteps, completed=step + 1)
             return tensors
 
         yield on_step_end
@@ -160,6 +170,27 @@ def generators(seeds: list[int]) -> list[Any]:
     import torch
 
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def _tell_meaning(painted: "SubjectPipelineOutput", of_plan: bool) -> None:
+    """The plan, unless it was given, and what each phrase of the prompt stands for."""
+    if painted.plans is not None and not of_plan:
+        typer.echo(str(painted.plans[0]))
+    for each in painted.bindings[0]:
+        typer.echo(str(each))
+
+
+def _save(painted: "SubjectPipelineOutput", files: list[Path], seeds: list[int], recipe: dict[str, str]) -> None:
+    """Each picture as a PNG that holds its recipe and seed, and a line about it."""
+    from subjectgen.png import save_picture
+
+    pictures: Any = painted.images
+    count = len(seeds) // len(files)
+    for index, (picture, file) in enumerate(zip(pictures, files, strict=True)):
+        candidates = seeds[index * count : (index + 1) * count]
+        own_seed = candidates[painted.kept[index] if painted.kept else 0]
+        save_picture(picture, file, recipe | {"seed": str(own_seed)})
+        typer.echo("\n".join([f"{file}  (seed {own_seed})", *_thoughts(painted, index, candidates)]))
 
 
 def _thoughts(painted: "SubjectPipelineOutput", index: int, seeds: list[int]) -> Iterator[str]:
@@ -173,6 +204,12 @@ def _thoughts(painted: "SubjectPipelineOutput", index: int, seeds: list[int]) ->
 def _words(asked: "str | Plan", plans: "list[Plan] | None") -> dict[str, str]:
     """What was asked for, and the plan that was painted."""
     return {"prompt": str(asked)} if plans is None else {"prompt": plans[0].asked, "plan": plans[0].to_json()}
+
+
+def _cut_out(names: list[str] | None, boxes: list[str] | None, masks: list[str] | None) -> dict[str, str]:
+    """What was said of the subjects' images; masks by the names of their files."""
+    given = {"names": names, "boxes": boxes, "masks": [Path(file).name for file in masks or ()]}
+    return {key: json.dumps(each) for key, each in given.items() if each}
 
 
 def _choice(pipe: Any, best_of: int, judge: str | None) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """subjectgen reason: what the MLLM makes of a request, to be read and edited before it is painted."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,8 +42,12 @@ def reason(
         check_out(out, ".json")
     subjects = read_subjects(subject or [], name, box, mask)
     pipe = open_model(model, adapter, quantization, offload)
-    with screen.status("reasoning"):
-        plan = pipe.reason(prompt, subjects, max_new_tokens=max_new_tokens)
+    with screen.status("reasoning") as status:
+
+        def on_token(_pipe: Any, text: str) -> None:
+            status.update(f"reasoning, {len(text)} characters so far")
+
+        plan = pipe.reason(prompt, subjects, max_new_tokens=max_new_tokens, callback_on_token=on_token)
     typer.echo(str(plan))
     if out is not None:
         with whole_file(out) as temporary:

@@ -52,7 +52,8 @@ class GrammarPicker:
     def _picked(self, logits: Float[Tensor, " tokens"]) -> int:
         if self._temperature == 0:
             return int(logits.argmax())
-        chances = (logits / self._temperature).softmax(-1)
+        below = logits.double() - logits.max()  # before it is divided: at the lowest temperatures logits overflow
+        chances = (below / self._temperature).float().softmax(-1)
         if self._generator is not None:
             chances = chances.to(self._generator.device)
         return int(torch.multinomial(chances, 1, generator=self._generator))

@@ -14,6 +14,11 @@ from subjectgen.reasoning.plan import DECISIONS, Plan, PlanError, PlannedSubject
 MAX_NAME, MAX_COLOUR, MAX_WORDS, MAX_PROMPT = 80, 24, 240, 600
 MAX_COLOURS = 6
 
+# Letters in any case, as Python has it where `bind` reads: an i with or without its dot, a long s.
+FIRST, REST, PLURAL = "iI\u0130\u0131", ("mM", "aA", "gG", "eE"), "sS\u017f"
+NO_CHARACTER = r"[^\s\S]"
+LINK = r"\s,&aAnNdDoOrR"  # what stands between the numbers of a list
+
 VALUE = "[^;<>]+"
 SUBJECT = re.compile(
     f"<subject>name: (?P<name>{VALUE}); colours: (?P<colours>{VALUE})"
@@ -26,8 +31,11 @@ DECIDED = re.compile(
 
 
 def plan_grammar(num_subjects: int) -> str:
-    """All plans about this many references, as a Lark grammar for llguidance."""
-    decisions = ' "; '.join(f'{name}: " WORDS' for name in DECISIONS)
+    """All plans about this many references, as a Lark grammar for llguidance.
+
+    What may be painted speaks of no further image.
+    """
+    decisions = ' "; '.join(f'{name}: " DECISION' for name in DECISIONS)
     colour = words_of(MAX_COLOUR, without=";,")
     return f"""
 start: {"subject " * num_subjects}plan prompt
@@ -39,9 +47,11 @@ plan: "<plan>{decisions} "</plan>"
 prompt: "<prompt>" PROMPT "</prompt>"
 {_box_rules()}
 NAME: /{words_of(MAX_NAME, without=";")}/
-COLOURS: /{colour}(?:, {colour}){{0,{MAX_COLOURS - 1}}}/
+COLOURS: /{colour}(?:, {colour}){{0,{MAX_COLOURS - 1}}}/ & PAINTABLE
 WORDS: /{words_of(MAX_WORDS, without=";")}/
-PROMPT: /{words_of(MAX_PROMPT, without="")}/
+DECISION: WORDS & PAINTABLE
+PROMPT: /{words_of(MAX_PROMPT, without="")}/ & PAINTABLE
+PAINTABLE: /{_paintable(num_subjects)}/
 """
 
 
@@ -49,6 +59,32 @@ def words_of(at_most: int, *, without: str) -> str:
     """A regular expression for text without tags, some separators and control characters; no space at its ends."""
     end, inside = (rf"[^<>{left_out}\x00-\x1f\x7f]" for left_out in (without + " ", without))
     return f"{end}(?:{inside}{{0,{at_most - 2}}}{end})?"
+
+
+def _paintable(num_subjects: int) -> str:
+    """A regular expression for text in which "image" or "images" is followed by numbers of subjects, or by none.
+
+    Every letter is read as one more of "image", its first one again, or the end of that. The complement (`~`) of such
+    text would be shorter, but beside a bounded length llguidance 1.9 gives up on it.
+    """
+    begun, ended = _numbers("|".join(map(str, range(1, num_subjects + 1))) or NO_CHARACTER)
+    for letter in reversed(REST):
+        begun = f"(?:[{letter}]{begun})?"
+        ended = f"(?:[^{FIRST}{letter}]|[{letter}]{ended})"
+    first = f"[{FIRST}](?:{begun}[{FIRST}])*"
+    return f"(?:[^{FIRST}]|{first}{ended})*(?:{first}{begun})?"
+
+
+def _numbers(known: str) -> tuple[str, str]:
+    """What may follow "image": as far as it may be written, and up to the character that ends it."""
+    one, several = rf"\s+(?:{known})", rf"\s+(?:{known})(?:[{LINK}]+(?:{known}))*[{LINK}]*"
+    begun = rf"(?:{one}|\s+|[{PLURAL}](?:{several}|\s+)?)?"
+    no_number = rf"\s+[^{FIRST}\s\d]"
+    ended = (
+        rf"(?:[^{FIRST}{PLURAL}\s]|{no_number}|{one}[^{FIRST}\d]"
+        rf"|[{PLURAL}](?:[^{FIRST}\s]|{no_number}|{several}[^{FIRST}{LINK}\d]))"
+    )
+    return begun, ended
 
 
 def _box_rules() -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from subjectgen.reasoning.judges import Pictures, Score, shown
+from subjectgen.reasoning.judges import Pictures, Score
 from subjectgen.reasoning.plan import Plan
 from subjectgen.references import read_images
 
@@ -34,8 +34,12 @@ class TowerJudge:
 
     def check(self, asked: Plan | str, references: Pictures | None) -> None:
         """Raise ValueError where there is nothing to compare with."""
-        if not shown(references, "TowerJudge"):
-            raise ValueError("TowerJudge compares with references, and there are none: expected subject_images.")
+        if not references:
+            given = "there are none" if references is not None else "these were encoded before, without pictures"
+            raise ValueError(
+                f"TowerJudge compares with references, and {given}: expected subject_images that are images. "
+                "Give them, or judge=MllmJudge(pipe), which needs none, or a function of your own."
+            )
 
     def __call__(self, pictures: Pictures, asked: Plan | str, references: Pictures | None) -> list[Score]:
         self.check(asked, references)

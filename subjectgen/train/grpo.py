@@ -9,14 +9,15 @@ widest spread would drown the others (arXiv 2601.05242).
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainerState, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from subjectgen.files import whole_file, whole_folder
@@ -105,24 +106,47 @@ def train(
 ) -> None:
     """Train the pipeline's MLLM, which is changed; at the end `out/export` holds it, merged, and its processor.
 
-    Raises KeyboardInterrupt after Ctrl-C, when the step under way is done and saved; ValueError when the folder holds a
-    run and `resume` is not set, or one of other settings, or the MLLM is none that can be trained here.
+    A run that comes to no end leaves the MLLM as it was. Raises KeyboardInterrupt after Ctrl-C, when the step under way
+    is done and saved; ValueError when the folder holds a run and `resume` is not set, or one of other settings, or the
+    MLLM is none that can be trained here.
     """
     check_reading(pipe, tasks[0])
     checkpoint = last_checkpoint(out, facts_of(pipe, tasks, rewards, settings), resume)
     step = 0 if checkpoint is None else step_of(checkpoint)
     plans = settings.group * settings.requests
-    with report(True, out, "grpo", plans, step, "plans") as tell, interruption() as stopped:
-        trainer = trainer_of(pipe, tasks, rewards, out, settings)
-        trainer.add_callback(Reporter(rewards, tell, stopped))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        stop = stopped()
-    if stop:
-        raise KeyboardInterrupt(f"step {trainer.state.global_step} is saved in {out}; --resume goes on with it")
-    pipe.mllm = trainer.model.merge_and_unload()  # type: ignore[union-attr, operator]
+    with given_back(pipe.mllm):
+        with report(True, out, "grpo", plans, step, "plans") as tell, interruption() as stopped:
+            trainer = trainer_of(pipe, tasks, rewards, out, settings)
+            trainer.add_callback(Reporter(rewards, tell, stopped))
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            stop = stopped()
+        if stop:
+            raise KeyboardInterrupt(f"step {trainer.state.global_step} is saved in {out}; --resume goes on with it")
+        trainer.model.merge_and_unload()  # type: ignore[union-attr, operator]
     with whole_folder(out / "export") as folder:
         pipe.mllm.save_pretrained(folder / "mllm")
         pipe.processor.save_pretrained(folder / "processor")
+
+
+@contextmanager
+def given_back(mllm: PreTrainedModel) -> Iterator[None]:
+    """Afterwards the MLLM has the modules, modes and settings that it had, whatever TRL and PEFT put in their place.
+
+    Weights stay as they are then: a LoRA changes them when it is merged.
+    """
+    configs = [each.config for each in mllm.modules() if isinstance(each, PreTrainedModel)]
+    held: list[dict[Any, Any]] = [*map(vars, (*mllm.modules(), *configs, mllm.generation_config))]
+    held += [each for module in mllm.modules() for each in (module._modules, module._forward_hooks)]
+    noted = [(each, dict(each)) for each in held]
+    trained = [(weight, weight.requires_grad) for weight in mllm.parameters()]
+    try:
+        yield
+    finally:
+        for values, before in noted:
+            values.clear()
+            values.update(before)
+        for weight, needed in trained:
+            weight.requires_grad_(needed)
 
 
 def trainer_of(

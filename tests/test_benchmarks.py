@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny_engine
 import torch
@@ -168,6 +169,41 @@ def test_less_of_the_first_picture_stays_from_a_higher_sigma(tmp_path):
     stays = [row["stays"] for row in rows.values()]
     assert list(rows) == [0.01, 0.5, 1.0] and stays == sorted(stays, reverse=True) and stays[0] > stays[-1] + 3
     assert all(0 <= row[name] <= 100 for row in rows.values() for name in ("ground", "place", "identity"))
+
+
+def test_what_departs_is_told_of_each_kind_of_picture(tmp_path, monkeypatch):
+    """By an eye that compares pixels with those of a picture as planned: it must find what was changed."""
+    departures = script("departures")
+    benchmark = EmojiBenchmark(3, cutout_folder(tmp_path / "cutouts", seen=3, unseen=NUM_SUBJECTS))
+
+    def views(pipe, plan, pictures):
+        first, *_ = pixels = [np.asarray(picture).astype(int) for picture in pictures]
+        for each in pixels:
+            corner, changed = (each[-1, 0] != first[-1, 0]).any(), (each != first).any()
+            said = ("scene",) if corner else ("view",) if changed else ()
+            yield SimpleNamespace(departures=lambda plan, said=said: said)
+
+    monkeypatch.setattr(departures, "views", views)
+    rows = departures.told(None, benchmark)
+    assert list(rows) == ["as planned", "another subject", "another scene", "another view", "another pose"]
+    assert rows["as planned"] == {"subject": 0, "scene": 0, "view": 0, "pose": 0}
+    assert rows["another scene"]["scene"] == 1
+    assert rows["another pose"] == {
+        "subject": 0,
+        "scene": 0,
+        "view": 1,
+        "pose": 0,
+    }
+
+
+def test_the_plan_of_a_case_is_true(tmp_path):
+    departures = script("departures")
+    benchmark = EmojiBenchmark(6, cutout_folder(tmp_path / "cutouts", seen=3, unseen=NUM_SUBJECTS))
+    for case in benchmark.cases:
+        plan, (stands,) = departures.true_plan(benchmark, case), case.scene.placements
+        assert plan.scene == f"{case.scene.ground.colour} {case.scene.ground.pattern}"
+        assert plan.pose == f"image 1 {stands.pose}" and plan.view.startswith(f"1 of image 1 {stands.place}")
+        assert len(plan.subject_images) == 1 and plan.asked == case.prompt
 
 
 def test_a_batch_encodes_a_subject_once(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ class TestDepartures:
         logits, tokenizer = whole(pipe, [RED, TALL, PAINTED], asked), pipe.processor.tokenizer
         texts = {token: text for token in range(len(tokenizer)) if (text := tokenizer.decode([token]))}
         allowed = [k for k, text in texts.items() if any(answer.startswith(text) for answer in self.ANSWERS)]
-        said = ", ".join(view_of(pipe, plan).departures(plan)) or "nothing"
+        said = ", ".join(instructed(pipe, plan).departures(plan)) or "nothing"
         assert said in self.ANSWERS and said.startswith(texts[max(allowed, key=lambda token: float(logits[token]))])
 
     def test_without_references_no_subject_departs(self, pipe, monkeypatch):
@@ -194,13 +195,38 @@ class TestDepartures:
             "subjectgen.reasoning.view.departures_grammar",
             lambda respects: grammars.append(respects) or 'start: "nothing"',
         )
-        assert view_of(pipe, a_plan(count=0, prompt="red")).departures(a_plan(count=0, prompt="red")) == ()
+        assert instructed(pipe, a_plan(count=0, prompt="red")).departures(a_plan(count=0, prompt="red")) == ()
         assert grammars == [("scene", "view", "pose")]
 
     def test_an_answer_of_several(self, pipe, monkeypatch):
         monkeypatch.setattr("subjectgen.reasoning.view.departures_grammar", lambda _: 'start: "scene, pose"')
         plan = a_plan(subject_images=[RED, TALL])
-        assert view_of(pipe, plan).departures(plan) == ("scene", "pose")
+        assert instructed(pipe, plan).departures(plan) == ("scene", "pose")
+
+    @pytest.mark.parametrize(
+        ("scene", "view", "departs"),
+        [
+            ("red plain", "1 of image 1 top", ()),
+            ("red", "1 of image 1 top", ("scene",)),
+            ("red plain", "1 of image 1 top left", ("view",)),
+            ("blue plain", "2 of image 1 top", ("scene", "view")),
+        ],
+    )
+    def test_who_speaks_in_plans_is_taken_by_its_words(self, pipe, monkeypatch, scene, view, departs):
+        """Whatever it says departs."""
+        said = f"scene: {scene}; view: {view}; departs: pose"
+        monkeypatch.setattr("subjectgen.reasoning.view.departures_grammar", lambda _: f'start: "{said}"')
+        plan = a_plan(subject_images=[RED, TALL])
+        assert view_of(pipe, plan).departures(plan) == departs and instructed(pipe, plan).departures(plan) == ("pose",)
+
+    def test_an_instructed_mllm_does_not_speak_in_plans(self):
+        plan = a_plan(subject_images=[RED, TALL])
+        assert not view_of(reasoning_pipeline(plan_instruction="Plan it."), plan).speaks_in_plans
+
+
+def instructed(pipe, plan):
+    """The same eye, of an MLLM that was told how to plan and never taught."""
+    return replace(view_of(pipe, plan), speaks_in_plans=False)
 
 
 class TestMllmJudge:

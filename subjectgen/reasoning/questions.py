@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 YES, NO, NOTHING = "yes", "no", "nothing"
+SEEN = ("scene", "view")  # what is said of a picture before
 DEPARTS = "departs: "
 RESPECTS = ("subject", "scene", "view", "pose")  # in which a picture may depart from its plan
 

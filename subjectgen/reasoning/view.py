@@ -14,7 +14,7 @@ from subjectgen.reasoning.decoding import GrammarPicker
 from subjectgen.reasoning.grammar import words_of
 from subjectgen.reasoning.paint import as_read_by, checked_entries
 from subjectgen.reasoning.plan import DECISIONS, Plan
-from subjectgen.reasoning.questions import DEPARTS, NO, NOTHING, RESPECTS, YES, departures_question
+from subjectgen.reasoning.questions import DEPARTS, NO, NOTHING, RESPECTS, SEEN, YES, departures_question
 from subjectgen.references import read_images
 from subjectgen.types import ReferencePrefix
 
@@ -31,6 +31,7 @@ class View:
 
     reader: Reader
     prefix: ReferencePrefix  # of references and picture
+    speaks_in_plans: bool = False  # the MLLM was taught to write plans, so that equal things have equal words
 
     @property
     def number(self) -> int:
@@ -46,7 +47,18 @@ class View:
         return logits.softmax(-1)[:, :2].sum(-1).tolist()
 
     def departures(self, plan: Plan) -> tuple[str, ...]:
-        """The respects in which the picture is not what was planned, once the MLLM has said what it sees; greedily."""
+        """The respects in which the picture is not what was planned, once the MLLM has said what it sees; greedily.
+
+        Of an MLLM that speaks in plans: scene and view, where its words are not the plan's. It describes what it sees
+        far better than it compares.
+        """
+        text = self._answer(plan)
+        if self.speaks_in_plans:
+            return tuple(name for name in SEEN if f"{name}: {getattr(plan, name)};" not in text)
+        wrong = text.rpartition(DEPARTS)[2]
+        return () if wrong == NOTHING else tuple(wrong.split(", "))
+
+    def _answer(self, plan: Plan) -> str:
         tokenizer = self.reader.processor.tokenizer
         decisions = "; ".join(f"{name}: {getattr(plan, name)}" for name in DECISIONS)
         respects = RESPECTS if self.number > 1 else RESPECTS[1:]  # without references there is no subject to keep
@@ -58,8 +70,7 @@ class View:
             raise ValueError(
                 f"the MLLM has no positions left to say more than {text!r} of its picture: use fewer references"
             )
-        wrong = text.rpartition(DEPARTS)[2]
-        return () if wrong == NOTHING else tuple(wrong.split(", "))
+        return text
 
     def _first_token(self, word: str) -> int:
         return self.reader.processor.tokenizer(word, add_special_tokens=False)["input_ids"][0]
@@ -76,13 +87,14 @@ def departures_grammar(respects: Sequence[str]) -> str:
 def views(pipe: "SubjectPipeline", plan: Plan, pictures: Sequence[Image.Image]) -> Iterator[View]:
     """Each picture behind the references of its plan, which are read once at most; ends where a call is interrupted."""
     reader, _ = pipe.adapters()
-    references = _read(pipe, reader, plan)
+    references, speaks_in_plans = _read(pipe, reader, plan), not pipe.config["plan_instruction"]
     with pipe.progress_bar(total=len(pictures)) as bar:  # type: ignore[call-arg]  (hidden by a decorator)
         for picture in pictures:
             if pipe._in_call and pipe.interrupt:  # one that has ended stops nothing after it
                 return
             seen = read_images([picture], pipe.limits)
-            yield View(reader=reader, prefix=reader.read_references(seen.images, behind=references))
+            prefix = reader.read_references(seen.images, behind=references)
+            yield View(reader=reader, prefix=prefix, speaks_in_plans=speaks_in_plans)
             bar.update()
 
 

@@ -23,13 +23,31 @@ from subjectgen.generate.stages import STAGE_PRESETS, Stage
 from subjectgen.models.dit.positions import position_features
 from subjectgen.reproduce import budget, run
 from subjectgen.reproduce.configuration import PAPER, SHIPPED, Part, Sampling, Training, read_configuration
-from subjectgen.reproduce.document import command, introduction, results_of, scores_of, section, write_document
+from subjectgen.reproduce.document import (
+    command,
+    compared,
+    introduction,
+    results_of,
+    rows_of_run,
+    scored,
+    scores_of,
+    section,
+    write_document,
+)
 from subjectgen.reproduce.measure import FIGURES, benchmark_of, by_subject
-from subjectgen.reproduce.order import Comparison, comparisons, over_seeds, over_subjects
+from subjectgen.reproduce.order import (
+    Comparison,
+    Scored,
+    between_samplings,
+    between_trainings,
+    comparisons,
+    over_both,
+    student_quantile,
+)
 from subjectgen.reproduce.phase import RowPhase
 from subjectgen.reproduce.readings import Readings, copy_frozen
 from subjectgen.reproduce.row import finish, jobs_of, result_path
-from subjectgen.reproduce.words import about_layers, about_order
+from subjectgen.reproduce.words import about_chance, about_layers, about_order
 from subjectgen.train.loop import run as train
 from subjectgen.train.mini import seen_subjects
 from subjectgen.train.subject import DRAWS, GRID
@@ -438,24 +456,78 @@ def signal_to_stop():
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def simulated(trainings, seeds=1.0, subjects=1.0, both=1.0, samplings=1, rng=None):
+    """Rows without any true difference, of 2 seeds and 60 subjects: how far a score depends on what."""
+    rows = trainings * samplings
+    scores = rng.normal(size=(1, 2, 1)) + rng.normal(size=(1, 1, 60))  # what all rows have in common
+    for scale, size in ((seeds, (rows, 2, 1)), (subjects, (rows, 1, 60)), (both, (rows, 2, 60))):
+        scores = scores + scale * rng.normal(size=size)
+    return [Scored(label=str(k), training=str(k // samplings), scores=each) for k, each in enumerate(scores)]
+
+
+def told_apart_by_chance(rows, times=400, **scales):
+    """The share of pairs of the first rows of a run."""
+    rng = np.random.default_rng(0)
+    runs = [simulated(rng=rng, **scales) for _ in range(times)]
+    return np.mean([pair.told_apart for run in runs for pair in comparisons(run[:rows], run)])
+
+
 class TestOrder:
-    def test_lead_and_error(self):
+    @pytest.mark.parametrize("rows", [2, 4])
+    @pytest.mark.parametrize("seeds", [0.05, 0.15, 1.0], ids=["subjects matter", "both", "seeds matter"])
+    def test_one_of_twenty_pairs_is_told_apart_by_chance(self, rows, seeds):
+        """In tables of a run of as many trainings as the shipped one."""
+        apart = told_apart_by_chance(rows, trainings=len(SHIPPED_CONFIGURATION.trainings), seeds=seeds, both=0.5)
+        assert 0.02 < apart < 0.08
+
+    @pytest.mark.parametrize("rows", [2, 4])
+    @pytest.mark.parametrize("seeds", [0.15, 1.0])
+    def test_a_table_that_is_the_whole_run_is_told_apart_no_more_often(self, rows, seeds):
+        """Seeds are known by 1 degree of freedom for 2 rows, where 2 standard errors told a fifth of them apart."""
+        assert told_apart_by_chance(rows, trainings=rows, seeds=seeds) < 0.08
+
+    def test_rows_of_one_training_are_told_apart_no_more_often(self):
+        assert 0.02 < told_apart_by_chance(5, trainings=1, samplings=5, seeds=0.3, both=0.5) < 0.08
+
+    def test_a_difference_is_found(self):
+        """Of 6 standard errors."""
+        run = simulated(11, seeds=0.1, both=0.5, rng=np.random.default_rng(0))
+        error = np.sqrt(0.1**2 + 2 * 1.0 / 60 + 0.5**2 / 60)
+        better = replace(run[0], scores=run[0].scores + 6 * error)
+        assert comparisons([better, run[1]], [better, *run[1:]])[0].told_apart
+
+    def test_quantiles_of_student(self):
+        """As printed tables have them."""
+        degrees = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 59: 2.001}
+        assert {each: round(student_quantile(each), 3) for each in degrees} == degrees
+
+    def test_lead_and_margin(self):
         """Differences of two seeds and four subjects by hand: 1 0 1 0 and 1 2 1 2."""
         first, second = np.array([[2.0, 2, 2, 2], [3, 4, 3, 4]]), np.array([[1.0, 2, 1, 2], [2, 2, 2, 2]])
-        (pair,) = comparisons([("a", first), ("b", second)], [None, None])
-        subjects, seeds = np.array([1.0, 1, 1, 1]), np.array([0.5, 1.5])
-        assert pair.lead == 1.0
-        assert pair.error == pytest.approx(np.sqrt(subjects.var(ddof=1) / 4 + seeds.var(ddof=1) / 2))
-        (pair,) = comparisons([("a", first[:1]), ("b", second[:1])], [None, None])
-        assert (pair.lead, pair.error) == (0.5, pytest.approx(np.sqrt(np.var([1, 0, 1, 0], ddof=1) / 4)))
+        (pair,) = compared_alone(a=first, b=second)
+        seeds, both = np.var([0.5, 1.5], ddof=1) / 2, 8 * 0.5**2 / 3 / 8  # all subjects are alike: 1 1 1 1
+        assert pair.lead == 1.0 and over_both(first - second) == pytest.approx(both)
+        assert pair.margin == pytest.approx(student_quantile(1) * np.sqrt(seeds))
+        (pair,) = compared_alone(a=first[:1], b=second[:1])
+        expected = student_quantile(3) * np.sqrt(np.var([1, 0, 1, 0], ddof=1) / 4)
+        assert (pair.lead, pair.margin) == (0.5, pytest.approx(expected))
 
-    def test_seeds_that_agree_by_chance(self):
-        """Rows a and b move together from seed to seed, c does not: no pair is surer than the mean of all three."""
+    def test_seeds_are_pooled_over_trainings(self):
+        """Rows a and b move together from seed to seed, c does not: no pair is surer than another."""
         a, b, c = (np.array([[x] * 4, [y] * 4], dtype=float) for x, y in ((1, 3), (2, 4), (0, 6)))
-        ab, ac, bc = comparisons([("a", a), ("b", b), ("c", c)], [None] * 3)
-        apart = [over_seeds(x - y) for x, y in ((a, b), (a, c), (b, c))]
-        assert apart == [0, 4, 4] and over_subjects(a - b) == 0
-        assert [ab.error**2, ac.error**2, bc.error**2] == pytest.approx([8 / 3, 4, 4])
+        seeds = (0 + 4 + 4) / 3  # the mean of all pairs' squared errors
+        expected = student_quantile(2) * np.sqrt(seeds)
+        assert [pair.margin for pair in compared_alone(a=a, b=b, c=c)] == pytest.approx([expected] * 3)
+
+    def test_rows_of_one_training_have_a_pool_of_their_own(self):
+        run = simulated(2, rng=np.random.default_rng(0))
+        again = replace(run[0], label="again", scores=run[0].scores + np.array([[0.0], [0.2]]))
+        trainings, samplings = between_trainings([*run, again]), between_samplings([*run, again])
+        assert trainings.square == pytest.approx(between_trainings(run).square)
+        assert trainings.degrees == samplings.degrees == 1
+        assert samplings.square == pytest.approx(np.var([0, 0.2], ddof=1) / 2) and between_samplings(run).degrees == 0
+        pair = comparisons([run[0], again], [*run, again])[0]
+        assert pair.margin == pytest.approx(student_quantile(1) * 0.1)
 
     def test_prompts_about_one_subject_are_averaged(self, cutouts):
         """That prompt i is about subject i % 60 is the benchmark's: its cases say so."""
@@ -475,18 +547,18 @@ class TestOrder:
         assert scores_of(result, IDENTITY) == pytest.approx(once)
 
     def test_pairs(self):
-        rows = [("a", np.array([[1.0, 1, 0, 0]])), ("b", np.zeros((1, 4))), ("c", np.ones((1, 4)) * 9)]
-        ab, ac, bc = comparisons(rows, [0.7, 0.6, None])
+        scores = {"a": np.array([[1.0, 1, 0, 0]]), "b": np.zeros((1, 4)), "c": np.ones((1, 4)) * 9}
+        ab, ac, bc = compared_alone({"a": 0.7, "b": 0.6}, **scores)
         assert (ab.first, ab.second, ab.lead, ab.paper) == ("a", "b", 0.5, pytest.approx(0.1))
         assert not ab.told_apart and ab.agrees
         assert (ac.lead, ac.paper, ac.told_apart) == (-8.5, None, True)
-        assert (bc.lead, bc.error, bc.told_apart) == (-9, 0, True)
+        assert (bc.lead, bc.margin, bc.told_apart) == (-9, 0, True)
         with pytest.raises(ValueError, match="expected rows that the paper has figures of"):
             _ = ac.agrees
 
     def test_words(self):
         def pair(lead, paper, names="ab"):
-            return Comparison(first=names[0], second=names[1], lead=lead, error=1.0, paper=paper)
+            return Comparison(first=names[0], second=names[1], lead=lead, margin=2.0, paper=paper)
 
         said = about_order(IDENTITY, [pair(5.0, 0.1), pair(-4.0, 0.0252, "ac"), pair(1.5, -0.01, "bc")])
         assert said == (
@@ -497,10 +569,30 @@ class TestOrder:
         )
         assert about_order(OBEDIENCE, [pair(-3.0, None)]) == "**Obedience**: *b* leads *a* by 3.0 ± 2.0 points."
 
+        (decibels,) = (figure for figure in FIGURES if figure.unit == "dB")
+        assert about_order(decibels, [pair(2.25, None)]) == "**Region PSNR**: *a* leads *b* by 2.25 ± 2.00 dB."
+
+    def test_words_about_chance(self):
+        leads = [(5.0, 0.1), (-4.0, 0.1), (1.0, 0.1), (1.0, -0.1), (3.0, None)]
+        pairs = [Comparison(first="a", second="b", lead=lead, margin=2.0, paper=paper) for lead, paper in leads]
+        assert about_chance(pairs * 4) == [
+            "20 comparisons of two rows by one figure were made and 12 told apart. Did no row differ from another, 1.0 "
+            "would be by chance. For 16 of them the paper has an order: 4 are told apart in it, 4 the other way round, "
+            "8 not at all; by chance alone 0.4 would be told apart in it and as many the other way round."
+        ]
+        assert "order" not in about_chance(pairs[-1:])[0] and about_chance([]) == []
+
     def test_words_about_layers(self):
         said = about_layers({"text": [[0.1, -0.6], [0.3, -0.2]], "image": [[0.5, 0.25], [0.5, 0.25]]})
         assert said.startswith("Text tokens: hidden state 1 weighs most (-0.400), 1 of 2 are negative. Image tokens:")
         assert "hidden state 0 weighs most (+0.500), 0 of 2 are negative." in said
+
+
+def compared_alone(paper=None, **scores):
+    """The pairs of a table that is the whole run, of one training a row."""
+    paper = paper or {}
+    rows = [Scored(label=name, training=name, scores=each, paper=paper.get(name)) for name, each in scores.items()]
+    return comparisons(rows, rows)
 
 
 class TestDocument:
@@ -518,10 +610,10 @@ class TestDocument:
 
     def test_a_table(self, tmp_path):
         table = SHIPPED_CONFIGURATION.tables["table-1"]
-        self.made(SHIPPED_CONFIGURATION, tmp_path, zip(table.rows, ([2, 3], [9, 8]), strict=True))
-        text = section(
-            "table-1", table, results_of(table, [0, 1], tmp_path), command("table-1", SHIPPED_CONFIGURATION, ())
-        )
+        self.made(SHIPPED_CONFIGURATION, tmp_path, zip(table.rows, ([2, 3], [8, 9]), strict=True))
+        results = results_of(table, [0, 1], tmp_path)
+        pairs = compared(table, results, [(row, results[row.label]) for row in table.rows])
+        text = section(table, results, pairs, command("table-1", SHIPPED_CONFIGURATION, ()))
         assert (
             "| MLLM only | 25.0 (20.0 to 30.0) | 75.0 (75.0 to 75.0) | 50.0 (50.0 to 50.0) | 12.0 (12.0 to 12.0) | "
             "0.6788 | 0.8228 | 0.2988 |"
@@ -530,6 +622,18 @@ class TestDocument:
         assert "DINO-I: 1 of 1 pair in its order, 0 the other way round, 0 not told apart." in text
         assert "here *MLLM only* and *MLLM + VAE* are not told apart (equal)" in text
         assert text.endswith(f"`subjectgen reproduce --only table-1 --steps {SHIPPED_CONFIGURATION.steps}`")
+
+    def test_rows_that_are_alike_are_one_of_the_run(self, tmp_path):
+        """Else each table would make the pool of seeds surer by the same training."""
+        rows = SHIPPED_CONFIGURATION.rows
+        self.made(SHIPPED_CONFIGURATION, tmp_path, [(row, [2, 3]) for row in rows])
+        found = {name: results_of(table, [0, 1], tmp_path) for name, table in SHIPPED_CONFIGURATION.tables.items()}
+        run = rows_of_run(SHIPPED_CONFIGURATION, found)
+        assert len(run) == 11 + 4 < len(rows)
+        scores = scored(run, [0, 1], IDENTITY)
+        assert (between_trainings(scores).degrees, between_samplings(scores).degrees) == (10, 4)
+        write_document(SHIPPED_CONFIGURATION, tmp_path, tmp_path / "reproduction.md")
+        assert "108 comparisons of two rows by one figure were made" in (tmp_path / "reproduction.md").read_text()
 
     def test_what_is_not_there_is_said(self, tmp_path):
         table = SHIPPED_CONFIGURATION.tables["layers"]
@@ -549,6 +653,7 @@ class TestDocument:
         assert "1000 steps of 8 pictures, 8000 in all (6400 different ones, over and over), whatever" in longer
         assert "mean over those of the seeds 1 that its row has run with" in longer
         assert "of the seeds (none yet) that" in introduction(SHIPPED_CONFIGURATION, [])
+        assert "Of other seeds one seed says nothing" in longer
 
     def test_the_plot_has_both_laps(self, tmp_path):
         table = SHIPPED_CONFIGURATION.tables["layers"]

@@ -6,28 +6,33 @@ from pathlib import Path
 import numpy as np
 
 from subjectgen.files import whole_file
-from subjectgen.reproduce.configuration import GUIDANCE, PAPER, TAU, Configuration, Table
+from subjectgen.reproduce.configuration import GUIDANCE, PAPER, TAU, Configuration, Row, Table
 from subjectgen.reproduce.measure import FIGURES, MEANINGS, Figure, by_subject
-from subjectgen.reproduce.order import ERRORS, Scores, comparisons
+from subjectgen.reproduce.order import CHANCE, Comparison, Scored, Scores, comparisons
 from subjectgen.reproduce.plot import plot_layers
 from subjectgen.reproduce.row import read_result
-from subjectgen.reproduce.words import about_layers, about_order
+from subjectgen.reproduce.words import about_chance, about_layers, about_order
 
 Results = dict[str, dict[int, dict]]  # by label and seed
+RowResults = Sequence[tuple[Row, dict[int, dict]]]  # rows with what they gave by seed
+Compared = dict[Figure, list[Comparison]]  # all pairs of a table's rows
 
 
 def write_document(configuration: Configuration, out: Path, document: Path, options: Sequence[str] = ()) -> None:
     """Write what is there of the tables, and the plot of the layers beside it."""
     found = {name: results_of(table, configuration.seeds, out) for name, table in configuration.tables.items()}
+    run = rows_of_run(configuration, found)
+    pairs = {name: compared(table, found[name], run) for name, table in configuration.tables.items()}
     sections = [
-        section(name, configuration.tables[name], results, command(name, configuration, options))
+        section(configuration.tables[name], results, pairs[name], command(name, configuration, options))
         for name, results in found.items()
         if results
     ]
     missing = [table.title for name, table in configuration.tables.items() if not found[name]]
     shown = [result for results in found.values() for each in results.values() for result in each.values()]
     seeds = sorted({seed for results in found.values() for each in results.values() for seed in each})
-    head = [introduction(configuration, seeds), made_from(configuration, shown)]
+    made = [pair for each in pairs.values() for those in each.values() for pair in those]
+    head = [introduction(configuration, seeds), *about_chance(made), made_from(configuration, shown)]
     parts = [*head, *sections, *layers_section(configuration, out, document)]
     if missing:
         parts.append(f"Not run yet: {'; '.join(missing)}.")
@@ -66,10 +71,21 @@ def introduction(configuration: Configuration, seeds: Sequence[int]) -> str:
         "where there are several, their spread from least to greatest.",
         meanings,
         "The paper's figures are of photographs, as secondary sources quote them: only orders can be compared. Two "
-        f"rows are told apart where their difference is more than {ERRORS:g} standard errors, over subjects and seeds; "
-        "what is asked about one subject counts as one.",
+        f"rows are told apart where the {100 - 100 * CHANCE:g} % interval of their difference, given as ±, does not "
+        "hold zero. It is Student's, over subjects and seeds; what is asked about one subject counts as one. "
+        + about_seeds(seeds),
     ]
     return "\n\n".join(paragraphs)
+
+
+def about_seeds(seeds: Sequence[int]) -> str:
+    """What is known of seeds that have not run."""
+    if len(seeds) < 2:
+        return "Of other seeds one seed says nothing: single trainings are told apart, not ways to train."
+    return (
+        f"How far {len(seeds)} seeds move one difference says little, so it is taken from all trainings together, as "
+        "if all depended on their seeds alike; where two rows sample from one training, from such rows."
+    )
 
 
 def made_from(configuration: Configuration, results: Sequence[dict]) -> str:
@@ -81,10 +97,10 @@ def made_from(configuration: Configuration, results: Sequence[dict]) -> str:
     )
 
 
-def section(name: str, table: Table, results: Results, typed: str) -> str:
+def section(table: Table, results: Results, pairs: Compared, typed: str) -> str:
     """A table, what its order says, and its command."""
     parts = [f"## {table.title}", *([table.note] if table.note else []), grid(table, results)]
-    parts += [*ordered(table, results), f"`{typed}`"]
+    parts += [*ordered(pairs), f"`{typed}`"]
     return "\n\n".join(parts)
 
 
@@ -113,17 +129,46 @@ def scores_of(result: dict, figure: Figure) -> np.ndarray:
     return by_subject(np.array([each[figure.name] for each in result["scores"]]))
 
 
-def ordered(table: Table, results: Results) -> list[str]:
-    """For each figure a paragraph about the order of the rows, from seeds that all rows have."""
-    seeds = set.intersection(*(set(each) for each in results.values()))
-    if len(results) < len(table.rows) or not seeds:
+def ordered(pairs: Compared) -> list[str]:
+    """For each figure a paragraph about the order of the rows."""
+    if not pairs:
         return ["Not all rows have been run: nothing is said of their order."]
-    paragraphs = []
-    for figure in FIGURES:
-        scores = [(row.label, stacked(results[row.label], sorted(seeds), figure)) for row in table.rows]
-        pairs = comparisons(scores, [row.paper.get(figure.paper) for row in table.rows])
-        paragraphs.append(about_order(figure, pairs))
-    return paragraphs
+    return [about_order(figure, those) for figure, those in pairs.items()]
+
+
+def rows_of_run(configuration: Configuration, found: dict[str, Results]) -> RowResults:
+    """Each row of all tables that has results, with these; rows that are trained and sampled alike are one."""
+    rows = {}
+    for name, table in configuration.tables.items():
+        for row in table.rows:
+            if row.label in found[name]:
+                rows.setdefault((row.training, row.sampling), (row, found[name][row.label]))
+    return list(rows.values())
+
+
+def compared(table: Table, results: Results, run: RowResults) -> Compared:
+    """For each figure all pairs of rows, from seeds that all rows have; nothing if a row is missing."""
+    if len(results) < len(table.rows):
+        return {}
+    seeds = sorted(set.intersection(*(set(each) for each in results.values())))
+    if not seeds:
+        return {}
+    rows = [(row, results[row.label]) for row in table.rows]
+    run = [(row, there) for row, there in run if there.keys() >= set(seeds)]
+    return {figure: comparisons(scored(rows, seeds, figure), scored(run, seeds, figure)) for figure in FIGURES}
+
+
+def scored(rows: RowResults, seeds: Sequence[int], figure: Figure) -> list[Scored]:
+    """What is compared of each row."""
+    return [
+        Scored(
+            label=row.label,
+            training=row.training,
+            scores=stacked(results, seeds, figure),
+            paper=row.paper.get(figure.paper),
+        )
+        for row, results in rows
+    ]
 
 
 def stacked(results: dict[int, dict], seeds: Sequence[int], figure: Figure) -> Scores:

@@ -6,7 +6,7 @@ import numpy as np
 
 from subjectgen.reproduce.configuration import PAPER
 from subjectgen.reproduce.measure import Figure
-from subjectgen.reproduce.order import ERRORS, Comparison
+from subjectgen.reproduce.order import CHANCE, Comparison
 
 
 def about_order(figure: Figure, pairs: Sequence[Comparison]) -> str:
@@ -23,6 +23,26 @@ def about_order(figure: Figure, pairs: Sequence[Comparison]) -> str:
     return " ".join([head, *others])
 
 
+def about_chance(pairs: Sequence[Comparison]) -> list[str]:
+    """How many comparisons were made, and how many say something by chance alone. pairs: of all tables and figures."""
+    if not pairs:
+        return []
+    apart = [pair for pair in pairs if pair.told_apart]
+    said = [
+        f"{counted(pairs, 'comparison')} of two rows by one figure {'was' if len(pairs) == 1 else 'were'} made and "
+        f"{len(apart)} told apart. Did no row differ from another, {CHANCE * len(pairs):.1f} would be by chance."
+    ]
+    known = [pair for pair in pairs if pair.paper is not None]
+    if known:
+        same, others = ([pair for pair in known if pair.told_apart and pair.agrees == way] for way in (True, False))
+        said.append(
+            f"For {len(known)} of them the paper has an order: {len(same)} are told apart in it, {len(others)} the "
+            f"other way round, {len(known) - len(same) - len(others)} not at all; by chance alone "
+            f"{CHANCE / 2 * len(known):.1f} would be told apart in it and as many the other way round."
+        )
+    return [" ".join(said)]
+
+
 def contrast(pair: Comparison, figure: Figure) -> str:
     """What the paper says of two rows, and what was found here."""
     leader, other = (pair.first, pair.second) if (pair.paper or 0) > 0 else (pair.second, pair.first)
@@ -33,7 +53,8 @@ def ours(pair: Comparison, figure: Figure) -> str:
     """What was found of two rows."""
     leader, other = (pair.first, pair.second) if pair.lead > 0 else (pair.second, pair.first)
     unit = "points" if figure.unit == "%" else figure.unit
-    lead = f"{abs(pair.lead):.1f} ± {ERRORS * pair.error:.1f} {unit}"
+    digits = 1 if figure.unit == "%" else 2
+    lead = f"{abs(pair.lead):.{digits}f} ± {pair.margin:.{digits}f} {unit}"
     if pair.told_apart:
         return f"*{leader}* leads *{other}* by {lead}"
     gap = f"*{leader}* ahead by {lead}" if pair.lead else "equal"

@@ -35,7 +35,11 @@ SCHEDULES = {
     "stage2": Schedule(rate=1e-3),
 }
 BATCH_SIZES = {"vae": 8, "sight": 128, "mllm": 16, "stage1": 16, "align": 16, "stage2": 16}
-STARTS = ("sight", "mllm", "align")  # phases that may go on from a pipeline
+STARTS = {  # phases that may go on from a pipeline, and what they load of it
+    "sight": ("mllm", "processor"),
+    "mllm": ("mllm", "processor"),
+    "align": ("mllm", "processor", "aggregator", "transformer"),
+}
 VARIANTS = {"sight": 4, "mllm": 4}  # of each subject, where a few hundred are known by heart soon
 SETTINGS = {
     "conditions": "cached",
@@ -128,6 +132,12 @@ def check_start(phase: str, out: Path, start: Path | None) -> None:
         )
     if start is None and phase == "align":
         raise ValueError("--phase align without --init-from: expected the pipeline whose DiT is kept. Name its folder")
+    missing = [] if start is None else [name for name in STARTS[phase] if not (start / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"--init-from '{start}' has no folder {', '.join(missing)}: expected a pipeline's, with "
+            f"{', '.join(STARTS[phase])}. Check the path"
+        )
 
 
 def check_before(phase: str, out: Path, start: Path | None) -> None:

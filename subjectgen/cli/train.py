@@ -6,6 +6,14 @@ from typing import Annotated
 import typer
 
 from subjectgen.cli.model import Adapter, Model, open_model
+from subjectgen.files import check_folder
+
+STAGE_OPTIONS = {"steps", "minutes", "resume", "batch_size", "accumulate", "rate", "sheet_minutes"}
+FLUX_OPTIONS = {  # that a phase of flux-internvl3 reads beside --phase and --out
+    "precompute": {"data", "size", "skip_bad_rows"},
+    "stage1": STAGE_OPTIONS,
+    "stage2": STAGE_OPTIONS,
+}
 
 commands = typer.Typer(name="train", help="Train a model.", no_args_is_help=True)
 
@@ -50,6 +58,7 @@ def mini(
 
 @commands.command("flux-internvl3")
 def flux_internvl3(
+    context: typer.Context,
     phase: Annotated[str, typer.Option(help="precompute, stage1 or stage2, in this order.")],
     data: Annotated[
         str | None,
@@ -76,6 +85,7 @@ def flux_internvl3(
     With several GPUs: `accelerate launch -m subjectgen train flux-internvl3 ...`. Where one cannot hold all weights:
     `accelerate launch --config_file examples/fsdp.yaml -m subjectgen train flux-internvl3 ...`.
     """
+    check_read(context, phase)
     from subjectgen.load import recipe
     from subjectgen.train.flux import train as train_flux
 
@@ -94,6 +104,28 @@ def flux_internvl3(
         rate=rate,
         sheet_minutes=sheet_minutes,
     )
+
+
+def check_read(context: typer.Context, phase: str) -> None:
+    """Raises ValueError for options of the command line that this phase would not read."""
+    given = [name for name in context.params if is_given(context, name)]
+    read = FLUX_OPTIONS.get(phase, set(given)) | {"phase", "out"}  # what is no phase is refused where phases are known
+    if unread := [name for name in given if name not in read]:
+        raise ValueError(
+            f"--phase {phase} does not read {', '.join(map(option, unread))}: expected only "
+            f"{', '.join(map(option, sorted(read)))}. Leave the others out"
+        )
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was written out; the enum is click's own, or of the click inside typer, by its version."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def option(name: str) -> str:
+    """batch_size => --batch-size"""
+    return f"--{name.replace('_', '-')}"
 
 
 @commands.command()
@@ -133,6 +165,7 @@ def grpo(
     from subjectgen.train.grpo import Settings
     from subjectgen.train.reasoning import on_emoji, on_photographs
 
+    check_folder(out)
     settings = Settings(
         steps=steps, group=group, requests=requests, rate=rate, rank=rank, max_new_tokens=max_new_tokens
     )

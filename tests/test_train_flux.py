@@ -547,7 +547,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "unread"),
         [
-            ("stage1 --data /does/not/exist --size 512", "does not read --data, --size: expected only --accumulate"),
+            ("stage1 --data /does/not/exist --size 512", "does not read --data, --size: expected only --out, --steps"),
             ("stage2 --skip-bad-rows --steps 3", "does not read --skip-bad-rows: expected only"),
             ("precompute --data x --steps 3 --rate 1e-4 --resume", "does not read --steps, --resume, --rate: expected"),
             ("stage3 --data x", "expected one of precompute, stage1, stage2"),

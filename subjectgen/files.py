@@ -36,6 +36,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_folder(path: Path) -> None:
+    """Raises NotADirectoryError where a file is in the way of a folder that is to be written."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"'{there}' is a file: expected a folder, or none yet. Choose another --out")
+
+
 def remove_parts(folder: Path) -> None:
     """Remove what a killed process left unfinished in a folder that belongs to this one alone."""
     for part in folder.glob(".*.part"):

@@ -1,15 +1,19 @@
 """The training loop and the phases: nothing is lost, nothing is half-written, what is learned is the method."""
 
 import csv
+import json
 import os
 import signal
+import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_subjects import cutout_folder
 from tiny_training import Sines, flat, tiny_run
 from torch import nn
@@ -26,7 +30,7 @@ from subjectgen.models.vae import latents_from_pixels
 from subjectgen.train import checkpoint
 from subjectgen.train.checkpoint import NAME
 from subjectgen.train.loop import Budget, Schedule, run
-from subjectgen.train.mini import train
+from subjectgen.train.mini import STARTS, origins, train
 from subjectgen.train.optimizer import Optimizers, is_hidden_matrix
 from subjectgen.train.subject import DRAWS, SubjectPhase, box_weights, kept_conditions, shifted
 from subjectgen.train.vae import VaePhase
@@ -171,12 +175,50 @@ class TestLoop:
             train_sines(straight[0])
         assert same(saved(straight[0]), before)
 
-    def test_steps_of_another_size_are_another_run(self, tmp_path):
-        train_sines(tmp_path, steps=3)
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"accumulate": 2}, r"with --accumulate 1 \(this is 2\): expected the same\. Give it again"),
+            ({"facts": {"seed": 1, "data": "a"}}, r"with seed 0 \(this is 1\): expected"),
+            ({"facts": {"seed": 0, "data": "b"}}, r"with data a \(this is b\): expected"),
+            ({"facts": {"seed": 0}}, r"with data a \(this is None\): expected"),
+            ({"facts": {"seed": 0, "data": "a", "start": "c"}}, r"with start None \(this is c\): expected"),
+            ({"facts": {"seed": 1, "data": "b"}}, r"with seed 0 \(this is 1\), data a \(this is b\): expected"),
+        ],
+    )
+    def test_a_run_of_something_else_is_not_gone_on_with(self, tmp_path, change, message):
+        facts = {"seed": 0, "data": "a"}
+        train_sines(tmp_path, steps=3, facts=facts)
         before = saved(tmp_path)
-        with pytest.raises(ValueError, match=r"with (\d+) pictures a step, this is (\d+): .*--accumulate"):
-            train_sines(tmp_path, steps=6, resume=True, accumulate=2)
+        with pytest.raises(ValueError, match=message):
+            train_sines(tmp_path, steps=6, resume=True, **{"facts": facts, **change})
         assert same(saved(tmp_path), before)
+        assert len(train_sines(tmp_path, steps=6, resume=True, facts=facts).losses) == 3
+
+    def test_another_rate_or_as_many_pictures_in_other_batches_are_another_run(self, tmp_path):
+        train_sines(tmp_path, steps=3, accumulate=2)
+        with pytest.raises(ValueError, match=r"the rate 0\.01 \(this is 0\.02\): expected"):
+            run(Sines(), tmp_path, Budget(steps=6), replace(SCHEDULE, rate=2e-2), accumulate=2, resume=True)
+        whole = Sines()
+        whole.batch_size = 16
+        with pytest.raises(ValueError, match=r"--batch-size 8 \(this is 16\), --accumulate 2 \(this is 1\): expected"):
+            run(whole, tmp_path, Budget(steps=6), SCHEDULE, resume=True)
+
+    def test_a_checkpoint_of_an_earlier_version_is_gone_on_with_and_says_so(self, straight, tmp_path):
+        """It knew its pictures a step, and neither facts nor a hash."""
+        train_sines(tmp_path, steps=12)
+        file = tmp_path / "sines" / NAME
+        with safe_open(file, framework="pt") as opened:
+            state = {"pictures": 8, **json.loads(opened.metadata()["state"])}
+            metadata = {"state": json.dumps(state), "ema_steps": opened.metadata()["ema_steps"]}
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}  # not the file they are read from
+        save_file(tensors, file, metadata)
+        with pytest.warns(UserWarning, match=r"earlier version.*cannot be checked"):
+            phase = train_sines(tmp_path, steps=13, resume=True)
+        assert len(phase.losses) == 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*earlier version")  # what it saves can be checked
+            train_sines(tmp_path, steps=14, resume=True)
 
     def test_a_larger_budget_goes_on(self, tmp_path):
         train_sines(tmp_path, steps=5)
@@ -237,7 +279,16 @@ class TestLoop:
         with pytest.raises(WeightsError, match=r"2 parameters differ, the first is 4\.bias"):
             run(Wider(), tmp_path, Budget(steps=4), SCHEDULE, resume=True)
         file = tmp_path / "sines" / NAME
-        file.write_bytes(file.read_bytes()[:200])
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        inverted = bytes(255 - byte for byte in whole[middle : middle + 400])
+        file.write_bytes(whole[:middle] + inverted + whole[middle + 400 :])
+        with pytest.raises(WeightsError, match=r"is altered: sha256 .* expected .*choose another --out"):
+            train_sines(tmp_path, resume=True)
+        file.write_bytes(whole.replace(b'\\"step\\": 2', b'\\"step\\": 1'))
+        with pytest.raises(WeightsError, match="is altered"):
+            train_sines(tmp_path, resume=True)
+        file.write_bytes(whole[:200])
         with pytest.raises(WeightsError, match="corrupt or cut off"):
             train_sines(tmp_path, resume=True)
 
@@ -291,9 +342,14 @@ class TestOptimizers:
 
 
 @pytest.fixture(scope="module")
-def renderer(tmp_path_factory):
+def subjects(tmp_path_factory):
     folder = cutout_folder(tmp_path_factory.mktemp("cutouts"), seen=6, unseen=0)
-    return Renderer(load_subjects(cutouts=folder).split(unseen=False))
+    return load_subjects(cutouts=folder).split(unseen=False)
+
+
+@pytest.fixture(scope="module")
+def renderer(subjects):
+    return Renderer(subjects)
 
 
 @pytest.fixture(scope="module")
@@ -426,11 +482,11 @@ class TestTrain:
         result = CliRunner().invoke(app, ["train", "mini", "--phase", "vae", "--steps", "5"])
         assert result.exit_code == 130 and "Stopped. step 3 is saved" in result.output
 
-    def test_compile_is_for_all_that_learns_and_only_when_asked(self, renderer, begun, monkeypatch):
+    def test_compile_is_for_all_that_learns_and_only_when_asked(self, subjects, begun, monkeypatch):
         compiled = []
         monkeypatch.setattr(nn.Module, "compile", lambda network, **how: compiled.append((network, how)))
         monkeypatch.setattr("subjectgen.train.mini.run", lambda phase, *_, **__: phases.append(phase))
-        monkeypatch.setattr("subjectgen.train.mini.seen_subjects", lambda *_: renderer)
+        monkeypatch.setattr("subjectgen.train.mini.seen", lambda *_: subjects)
         for phase in ("vae", "sight", "stage1"):
             phases: list = []
             train(phase, begun, steps=1)
@@ -441,16 +497,70 @@ class TestTrain:
             compiled.clear()
 
     @pytest.mark.parametrize("leads", [True, False])
-    def test_only_the_leading_process_puts_the_pipeline_together(self, renderer, begun, monkeypatch, leads):
+    def test_only_the_leading_process_puts_the_pipeline_together(self, subjects, begun, monkeypatch, leads):
         """The others are done before it has written its weights."""
         put_together = []
         monkeypatch.setattr("subjectgen.train.mini.run", lambda *_, **__: None)
-        monkeypatch.setattr("subjectgen.train.mini.seen_subjects", lambda *_: renderer)
+        monkeypatch.setattr("subjectgen.train.mini.seen", lambda *_: subjects)
         monkeypatch.setattr("subjectgen.train.mini.assemble", lambda out: put_together.append(out) or nn.Module())
         monkeypatch.setattr(nn.Module, "save_pretrained", lambda *_, **__: None, raising=False)
         monkeypatch.setattr("subjectgen.train.mini.Workers", lambda model: SimpleNamespace(leads=leads))
         train("stage2", begun, steps=1)
         assert put_together == [begun] * leads
+
+    def test_a_run_is_of_its_subjects_its_seed_and_the_weights_it_begins_with(self, subjects, begun, monkeypatch):
+        """Facts of stage 2, before and after each of them is changed: that one alone is another."""
+        noted: list = []
+        monkeypatch.setattr("subjectgen.train.mini.run", lambda *_, facts, **__: noted.append(facts))
+        monkeypatch.setattr("subjectgen.train.mini.Workers", lambda model: SimpleNamespace(leads=False))
+        given = [subjects, subjects, replace(subjects, rgba=255 - subjects.rgba), subjects]
+        monkeypatch.setattr("subjectgen.train.mini.seen", lambda *_: given[len(noted)])
+        for seed in (0, 0, 0, 1):
+            train("stage2", begun, steps=1, seed=seed)
+        first, again, recoloured, reseeded = noted
+        changed = [{name for name in first if first[name] != other[name]} for other in (again, recoloured, reseeded)]
+        assert changed == [set(), {"subjects of sha256"}, {"seed"}]
+        assert {name for name in first if "export" in name} == {
+            f"{name}/export of sha256" for name in ("vae", "mllm", "stage1")
+        }
+
+    @pytest.mark.parametrize(
+        ("phase", "start", "expected"),
+        [
+            ("vae", False, set()),
+            ("sight", False, set()),
+            ("sight", True, {"--init-from/mllm", "--init-from/processor"}),
+            ("mllm", False, {"sight/export"}),
+            ("mllm", True, {"--init-from/mllm", "--init-from/processor"}),
+            ("stage1", False, {"vae/export", "mllm/export"}),
+            ("align", True, {"vae/export", "mllm/export", *(f"--init-from/{name}" for name in STARTS["align"])}),
+        ],
+    )
+    def test_weights_that_a_phase_begins_with(self, tmp_path, phase, start, expected):
+        """Those whose change changes what the run is noted to be of."""
+        places = {"vae/export", "mllm/export", "sight/export", *(f"--init-from/{each}" for each in STARTS["align"])}
+        for place in places:
+            (tmp_path / place).mkdir(parents=True)
+            (tmp_path / place / "a.safetensors").write_bytes(b"first")
+        told = {}
+        for place in places:
+            before = origins(phase, tmp_path, tmp_path / "--init-from" if start else None)
+            (tmp_path / place / "a.safetensors").write_bytes(b"second")
+            told[place] = before != origins(phase, tmp_path, tmp_path / "--init-from" if start else None)
+        assert {place for place, changed in told.items() if changed} == expected
+
+    def test_resuming_what_is_not_there(self, begun, subjects, monkeypatch):
+        """A mistyped --out began anew."""
+        monkeypatch.setattr("subjectgen.train.mini.seen", pytest.fail)
+        with pytest.raises(FileNotFoundError, match=r"--resume: .*vae.*is not there: .*Leave --resume out"):
+            train("vae", begun / "mistyped", steps=1, resume=True)
+        assert not (begun / "mistyped").exists()
+
+    def test_a_file_in_the_folder_s_place(self, tmp_path):
+        (tmp_path / "file").touch()
+        for out in (tmp_path / "file", tmp_path / "file" / "run"):
+            with pytest.raises(NotADirectoryError, match=r"file' is a file: expected a folder.*another --out"):
+                train("vae", out, steps=1)
 
     def test_unknown_phase(self, tmp_path):
         with pytest.raises(ValueError, match=r"'stage3': expected one of vae, sight, mllm, stage1, align, stage2"):

@@ -30,7 +30,7 @@ from subjectgen.train.checkpoint import NAME
 from subjectgen.train.conditions import INDEX, Conditions, Order, file_of, read
 from subjectgen.train.dropout import kept
 from subjectgen.train.flux import ADAMW, train
-from subjectgen.train.flux_phase import DROPOUTS, STAGES, FluxPhase, without_text
+from subjectgen.train.flux_phase import DROPOUTS, STAGES, FluxPhase, shown_rows, without_text
 from subjectgen.train.loop import Budget, Schedule, run
 
 HERE = Path(__file__).parent
@@ -273,6 +273,33 @@ class TestPrecompute:
         with pytest.raises(OSError, match=r"4 rows like .* need .* GB more"):
             self.go(few, tmp_path / "run")
 
+    def test_views_and_what_was_left_out(self, tmp_path, capsys):
+        """UNO's labels: the index knows which raw row each view is of, and it is told what was not good enough."""
+        (tmp_path / "images").mkdir()
+        for name in ("a", "b"):
+            Image.new("RGB", (SIZE, SIZE), "red").save(tmp_path / "images" / f"{name}.png")
+        label = {"img_path1": "a.png", "img_path2": "b.png", "caption": {"img_path1": "one", "img_path2": "two"}}
+        labels = [{**label, "vlm_filter_cot": {"score_final": score}} for score in (4.0, 3.5, 4.0)]
+        (tmp_path / "labels.json").write_text(json.dumps(labels))
+        self.go(tmp_path / "labels.json", tmp_path / "run")
+        assert "2 of 3 rows kept" in capsys.readouterr().err
+        assert Conditions.open(tmp_path / "run" / "conditions").sources == {0: 0, 1: 0, 2: 2, 3: 2}
+
+    @pytest.mark.parametrize(
+        "text", ["{", "[]", "{}", '{"size": 64, "num_references": {"0": 1}}', b"\xff", '{"num_references": 3}']
+    )
+    def test_an_index_that_is_none(self, tmp_path, text):
+        (tmp_path / "conditions").mkdir()
+        (tmp_path / "conditions" / INDEX).write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(WeightsError, match=r"index\.json cannot be read .*Run --phase precompute again"):
+            train(pytest.fail, "stage1", tmp_path, steps=1)
+
+    def test_an_index_without_rows(self, tmp_path):
+        nothing = {"size": 64, "made_of": "", "num_references": {}, "sources": {}}
+        (tmp_path / INDEX).write_text(json.dumps(nothing))
+        with pytest.raises(WeightsError, match=r"index\.json lists 0 rows"):
+            Conditions.open(tmp_path)
+
     def test_a_damaged_row(self, tmp_path):
         path = file_of(tmp_path, 0)
         path.write_bytes(b"cut off")
@@ -302,6 +329,22 @@ class TestOrder:
         rows, held_out = conditions.split(8)
         assert len(held_out) == LINES // 10 and sorted(rows + held_out) == list(range(LINES))
         assert conditions.split(8) == (rows, held_out)
+
+    @pytest.mark.parametrize(("pairs", "kept_back"), [(1, 0), (2, 1), (9, 1), (30, 3), (400, 8)])
+    def test_views_of_a_raw_row_are_held_out_together(self, pairs, kept_back):
+        """Rows 2k and 2k + 1 show the same two pictures; every third raw row was skipped."""
+        sources = {2 * k + view: 3 * k for k in range(pairs) for view in (0, 1)}
+        conditions = Conditions(
+            folder=HERE, size=SIZE, made_of="", num_references=dict.fromkeys(sources, 1), sources=sources
+        )
+        rows, held_out = conditions.split(8)
+        assert sorted(rows + held_out) == list(range(2 * pairs)) and len(held_out) == 2 * kept_back
+        assert not {row // 2 for row in rows} & {row // 2 for row in held_out}
+
+    def test_a_sheet_of_rows_that_are_trained_on_says_so(self):
+        assert shown_rows([1, 2], [3]) == [3] and shown_rows([], list(range(16))) == list(range(8))
+        with pytest.warns(UserWarning, match=r"all 2 rows .* trained on: sheets show them"):
+            assert shown_rows([1, 2], []) == [1, 2]
 
 
 class TestLoss:
@@ -449,6 +492,24 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             train(pytest.fail, out=tmp_path, **options)
 
+    @pytest.mark.parametrize("phase", ["precompute", "stage1"])
+    def test_a_file_in_the_folder_s_place(self, tmp_path, phase):
+        (tmp_path / "file").touch()
+        with pytest.raises(NotADirectoryError, match=r"file' is a file: expected a folder"):
+            train(pytest.fail, phase, tmp_path / "file", data="x")
+
+    def test_resuming_what_is_not_there(self, run_folder):
+        with pytest.raises(FileNotFoundError, match=r"--resume: .*stage2.*is not there: .*Leave --resume out"):
+            train(pytest.fail, "stage2", run_folder, steps=1, resume=True)
+
+    def test_resuming_on_other_conditions_or_another_stage_1(self, run_folder):
+        """What a stage begins with and is shown is noted: stage 1 is gone on with only on the same rows."""
+        options = {"batch_size": 2, "accumulate": 1, "rate": 1e-2, "resume": True}
+        index = run_folder / "conditions" / INDEX
+        index.write_text(json.dumps({**json.loads(index.read_text()), "made_of": "others"}))
+        with pytest.raises(ValueError, match=r"with conditions of sha256 \w{64} \(this is others\): expected the same"):
+            train(untrained_pipeline, "stage1", run_folder, steps=3, **options)
+
     def test_stage2_before_stage1(self, run_folder):
         shutil.rmtree(run_folder / "stage1")
         with pytest.raises(FileNotFoundError, match=r"train --phase stage1 into .* first"):
@@ -471,11 +532,32 @@ class TestCommand:
     def test_arguments_reach_the_training(self, monkeypatch, tmp_path):
         called = {}
         monkeypatch.setattr("subjectgen.train.flux.train", lambda *a, **k: called.update(k, phase=a[1], out=a[2]))
-        words = "train flux-internvl3 --phase precompute --data triples --size 768 --skip-bad-rows --batch-size 2"
-        result = CliRunner().invoke(app, [*words.split(), "--accumulate", "4", "--out", str(tmp_path)])
+        words = "train flux-internvl3 --phase precompute --data triples --size 768 --skip-bad-rows"
+        result = CliRunner().invoke(app, [*words.split(), "--out", str(tmp_path)])
         assert result.exit_code == 0, result.output
         assert called["phase"] == "precompute" and called["out"] == tmp_path and called["data"] == "triples"
-        assert (called["size"], called["batch_size"], called["accumulate"]) == (768, 2, 4) and called["skip_bad_rows"]
+        assert called["size"] == 768 and called["skip_bad_rows"]
+        words = "train flux-internvl3 --phase stage2 --batch-size 2 --accumulate 4 --rate 2e-4 --steps 9 --resume"
+        result = CliRunner().invoke(app, words.split())
+        assert result.exit_code == 0, result.output
+        assert [called[name] for name in ("phase", "batch_size", "accumulate", "rate", "steps", "resume")] == [
+            "stage2", 2, 4, 2e-4, 9, True,
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("words", "unread"),
+        [
+            ("stage1 --data /does/not/exist --size 512", "does not read --data, --size: expected only --out, --steps"),
+            ("stage2 --skip-bad-rows --steps 3", "does not read --skip-bad-rows: expected only"),
+            ("precompute --data x --steps 3 --rate 1e-4 --resume", "does not read --steps, --resume, --rate: expected"),
+            ("stage3 --data x", "expected one of precompute, stage1, stage2"),
+        ],
+    )
+    def test_options_that_a_phase_does_not_read(self, tmp_path, words, unread):
+        """Also one that is given with the value it has by itself."""
+        words = ["train", "flux-internvl3", "--out", str(tmp_path), "--phase", *words.split()]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2 and unread in result.output
 
     def test_a_refusal_is_a_message(self, tmp_path):
         words = ["train", "flux-internvl3", "--phase", "stage1", "--out", str(tmp_path)]

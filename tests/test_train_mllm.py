@@ -21,6 +21,7 @@ from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.train.align import AlignPhase, relative_error
 from subjectgen.train.loop import Budget, Schedule, run
 from subjectgen.train.mini import train
+from subjectgen.train.mini_mllm import trained
 from subjectgen.train.mllm import MllmPhase
 from subjectgen.train.sight import SightPhase, losses_of, rightly
 from subjectgen.train.subject import SubjectPhase
@@ -183,6 +184,22 @@ class TestOrder:
             ValueError, match=r"--init-from 'x' with --phase stage2: expected --phase sight, mllm, align"
         ):
             train("stage2", begun, steps=1, start=Path("x"))
+
+    @pytest.mark.parametrize("phase", ["sight", "mllm", "align"])
+    def test_a_folder_that_is_no_pipeline_is_refused_before_the_hub_is_asked(self, begun, phase, monkeypatch):
+        """`nope/mllm` would be somebody's repository."""
+        monkeypatch.setattr("huggingface_hub.file_download.http_get", pytest.fail)
+        with pytest.raises(
+            FileNotFoundError, match=r"--init-from 'nope' has no folder mllm, processor.*Check the path"
+        ):
+            train(phase, begun, steps=1, start=Path("nope"))
+        with pytest.raises(OSError):
+            trained(Path("nope"))
+
+    def test_align_needs_what_paints_too(self, begun, tmp_path):
+        shutil.copytree(begun / "mllm" / "export", tmp_path / "reader")
+        with pytest.raises(FileNotFoundError, match=r"has no folder aggregator, transformer: expected a pipeline's"):
+            train("align", begun, steps=1, start=tmp_path / "reader")
 
 
 def test_what_a_mask_leaves_out_is_neither_seen_nor_read(renderer, begun):

@@ -46,7 +46,7 @@ class TestFolder:
         rows = open_rows(str(folder))
         assert [row.prompt for row in rows] == ["a cat", "both"]
         assert [colours(row) for row in rows] == [[RED, BLUE], [BLUE, RED, BLUE]]
-        assert check(rows, 64, 2) == {}
+        assert check(rows, 64, 2) == {} and rows.left_out == ""
 
     @pytest.mark.parametrize("line", ["{", "[1]", "3"])
     def test_lines_that_are_no_objects(self, folder, line):
@@ -146,6 +146,11 @@ class TestPublicLayouts:
         save(tmp_path / "images/split1/1_2.png", BLUE)
         rows = open_rows(str(tmp_path / "labels.json"))
         assert [(row.prompt, colours(row)) for row in rows] == [("red", [BLUE, RED]), ("blue", [RED, BLUE])]
+        assert [rows.source(0), rows.source(1)] == [1, 1]
+        assert rows.left_out == "1 of 3 rows kept: others lack a score_final of 4.0 in their vlm_filter_cot"
+        (tmp_path / "labels.json").write_text(json.dumps([label(0, 3.5), label(1, 131184.7)]))
+        with pytest.raises(ValueError, match=r"none of the 2 rows of .*has a score_final of 4\.0 .*Choose other rows"):
+            open_rows(str(tmp_path / "labels.json"))
 
     def test_uno_training_file(self, folder):
         row = {"image_paths": ["cat.png", "scene.png"], "prompt": "both", "image_tgt_path": "scene.png"}

@@ -1,11 +1,20 @@
 """subjectgen train: what a recipe is made of, phase by phase."""
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from subjectgen.cli.model import Adapter, Model, open_model
+from subjectgen.files import check_folder
+
+STAGE_OPTIONS = ("steps", "minutes", "resume", "batch_size", "accumulate", "rate", "sheet_minutes")
+FLUX_OPTIONS = {  # that a phase of flux-internvl3 reads beside --phase and --out
+    "precompute": ("data", "size", "skip_bad_rows"),
+    "stage1": STAGE_OPTIONS,
+    "stage2": STAGE_OPTIONS,
+}
 
 commands = typer.Typer(name="train", help="Train a model.", no_args_is_help=True)
 
@@ -59,41 +68,60 @@ def flux_internvl3(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The run's folder: conditions, checkpoints, samples.")] = Path("runs/flux"),
-    size: Annotated[int, typer.Option(min=16, help="For precompute: pixels of both sides of a target.")] = 512,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="For precompute: pixels of both sides of a target. 512 if left out.")
+    ] = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="For precompute: leave out what cannot be trained on.")
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many. The paper's if left out.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="Stop after this long.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the stage's last checkpoint.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a forward, on each GPU.")] = 1,
-    accumulate: Annotated[int, typer.Option(min=1, help="Forwards a step, on each GPU.")] = 16,
-    rate: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = 1e-4,
-    sheet_minutes: Annotated[float, typer.Option(min=0, help="Minutes between sheets of held-out rows.")] = 30.0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a forward, on each GPU. 1 if left out.")] = None,
+    accumulate: Annotated[int | None, typer.Option(min=1, help="Forwards a step, on each GPU. 16 if left out.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Learning rate of AdamW. 1e-4 if left out.")] = None,
+    sheet_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Minutes between sheets of held-out rows. 30 if left out.")
+    ] = None,
 ) -> None:
     """Train the paper's adapter: the aggregator and a LoRA of FLUX.1-dev, all else frozen.
 
     With several GPUs: `accelerate launch -m subjectgen train flux-internvl3 ...`. Where one cannot hold all weights:
     `accelerate launch --config_file examples/fsdp.yaml -m subjectgen train flux-internvl3 ...`.
     """
+    options: dict[str, Any] = {  # None: left out
+        "data": data,
+        "size": size,
+        "skip_bad_rows": skip_bad_rows or None,
+        "steps": steps,
+        "minutes": minutes,
+        "resume": resume or None,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "rate": rate,
+        "sheet_minutes": sheet_minutes,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    check_read(phase, given)
     from subjectgen.load import recipe
     from subjectgen.train.flux import train as train_flux
 
-    train_flux(
-        recipe("flux-internvl3").untrained,
-        phase,
-        out,
-        data=data,
-        size=size,
-        skip_bad_rows=skip_bad_rows,
-        steps=steps,
-        minutes=minutes,
-        resume=resume,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        rate=rate,
-        sheet_minutes=sheet_minutes,
-    )
+    train_flux(recipe("flux-internvl3").untrained, phase, out, **given)
+
+
+def check_read(phase: str, given: Collection[str]) -> None:
+    """Raises ValueError for options that this phase would not read; what is no phase is refused where it is run."""
+    read = FLUX_OPTIONS.get(phase, tuple(given))
+    if unread := [name for name in given if name not in read]:
+        raise ValueError(
+            f"--phase {phase} does not read {', '.join(map(option, unread))}: expected only --out, "
+            f"{', '.join(map(option, read))}. Leave the others out"
+        )
+
+
+def option(name: str) -> str:
+    """batch_size => --batch-size"""
+    return f"--{name.replace('_', '-')}"
 
 
 @commands.command()
@@ -133,6 +161,7 @@ def grpo(
     from subjectgen.train.grpo import Settings
     from subjectgen.train.reasoning import on_emoji, on_photographs
 
+    check_folder(out)
     settings = Settings(
         steps=steps, group=group, requests=requests, rate=rate, rank=rank, max_new_tokens=max_new_tokens
     )

@@ -30,6 +30,7 @@ class Layout:
     views: int = 1
     judged: tuple[str, ...] = ()  # columns that `good` looks at
     good: Callable[[Raw], bool] = lambda _: True  # rows its makers did not find good are left out
+    marks: str = ""  # what good ones have, in words
 
 
 def _own(raw: Raw, folder: Path, view: int) -> Triple:
@@ -95,6 +96,7 @@ SUBJECTS200K = Layout(
     views=2,
     judged=("quality_assessment",),
     good=_good_subjects200k,
+    marks=f"{SUBJECTS200K_QUALITY} of {SUBJECTS200K_QUALITY} in each respect of their quality_assessment",
 )
 UNO = Layout(
     columns=("img_path1", "img_path2", "caption", "vlm_filter_cot"),
@@ -102,6 +104,7 @@ UNO = Layout(
     views=2,
     judged=("vlm_filter_cot",),
     good=_good_uno,
+    marks=f"a score_final of {UNO_SCORE} in their vlm_filter_cot",
 )
 UNO_TRAINING = Layout(columns=("image_paths", "prompt", "image_tgt_path"), triple=_uno_training)
 LAYOUTS = (OWN, SUBJECTS200K, UNO, UNO_TRAINING)

@@ -46,6 +46,11 @@ class Subjects:
     names: tuple[str, ...]
     rgba: UInt8[Tensor, "subjects 4 side side"]
 
+    @property
+    def sha256(self) -> str:
+        """Of names and pixels."""
+        return hashlib.sha256(f"{self.names}\n".encode() + self.rgba.contiguous().numpy().data).hexdigest()
+
     def split(self, unseen: bool) -> "Subjects":
         """The subjects never trained on, or all the others."""
         keep = [i for i, name in enumerate(self.names) if is_unseen(name) == unseen]

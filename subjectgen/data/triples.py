@@ -29,6 +29,16 @@ class Rows:
         number, view = self.places[row]
         return self.layout.triple(self.raw[number], self.folder, view)
 
+    @property
+    def left_out(self) -> str:
+        """How many raw rows are left of those that their makers judged; empty if all are."""
+        kept = len(self) // self.layout.views
+        return "" if kept == len(self.raw) else f"{kept} of {len(self.raw)} rows kept: others lack {self.layout.marks}"
+
+    def source(self, row: int) -> int:
+        """The number of the raw row that a row is a view of."""
+        return self.places[row][0]
+
     def name(self, row: int) -> str:
         """What a row is called in messages: its number in the source, from 0."""
         number, view = self.places[row]
@@ -39,16 +49,16 @@ def open_rows(data: str) -> Rows:
     """The rows of a folder with a metadata.jsonl, of a JSON file of a known layout, or of a `datasets` folder or repo.
 
     metadata.jsonl has one JSON object a line: `references` (a list of file names in that folder), `prompt`, `target`.
-    Of a data set, the split called train is read. Raises FileNotFoundError or ValueError for anything else.
+    Of a data set, the split called train is read. Rows that their makers did not find good are left out. Raises
+    FileNotFoundError or ValueError for anything else.
     """
-    path = Path(data)
-    if (path / METADATA).is_file():
-        return Rows(_lines(path / METADATA), path, OWN)
-    if path.suffix == ".json":
-        raw = _json(path)
-        return Rows(raw, path.parent, layout_of(raw[0].keys(), data))
-    raw = _dataset(data)
-    return Rows(raw, path, layout_of(raw.column_names, data))
+    rows = _rows(data)
+    if not len(rows):
+        raise ValueError(
+            f"none of the {len(rows.raw)} rows of '{data}' has {rows.layout.marks}: expected one at least. Choose "
+            "other rows, or write a metadata.jsonl of these"
+        )
+    return rows
 
 
 def check(rows: Rows, size: int, max_references: int, numbers: Iterable[int] | None = None) -> dict[int, str]:
@@ -91,6 +101,17 @@ def _fault_of_pictures(triple: Triple, size: int, max_references: int) -> str | 
     if min(width, height) < size:
         return f"target of {width}x{height} pixels: expected {size} at least on both sides. Choose a smaller --size"
     return None
+
+
+def _rows(data: str) -> Rows:
+    path = Path(data)
+    if (path / METADATA).is_file():
+        return Rows(_lines(path / METADATA), path, OWN)
+    if path.suffix == ".json":
+        raw = _json(path)
+        return Rows(raw, path.parent, layout_of(raw[0].keys(), data))
+    raw = _dataset(data)
+    return Rows(raw, path, layout_of(raw.column_names, data))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

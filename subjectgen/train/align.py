@@ -45,7 +45,9 @@ class AlignPhase(SubjectPhase):
 
     def start(self, run: Path) -> tuple[DualLayerAggregator, FluxTransformer2DModel]:
         """Those of the pipeline."""
-        painter = FluxTransformer2DModel.from_pretrained(self.folder / "transformer", torch_dtype=torch.float32)
+        painter = FluxTransformer2DModel.from_pretrained(
+            self.folder / "transformer", torch_dtype=torch.float32, local_files_only=True
+        )
         return aggregator_of(self.folder), painter
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -60,7 +62,7 @@ class AlignPhase(SubjectPhase):
 
 
 def aggregator_of(folder: Path) -> DualLayerAggregator:
-    return DualLayerAggregator.from_pretrained(folder / "aggregator", torch_dtype=torch.float32)
+    return DualLayerAggregator.from_pretrained(folder / "aggregator", torch_dtype=torch.float32, local_files_only=True)
 
 
 def say(reader: InternVLReader, aggregator: DualLayerAggregator, batch: Batch) -> Said:

@@ -1,5 +1,6 @@
 """Conditions and targets on disk, computed once: a safetensors file a row, and an index when all rows are there."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,9 +71,24 @@ def key_in(path: Path) -> str | None:
         return None
 
 
-def write_index(folder: Path, size: int, num_references: Mapping[int, int]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the index says of a row."""
+
+    num_references: int
+    source: int  # number of the raw row that it is a view of
+    key: str  # what its file was made of
+
+
+def write_index(folder: Path, size: int, entries: Mapping[int, Entry]) -> None:
     """Say that all rows are there: which, with how many references, and how large their targets are, in pixels."""
-    index = {"size": size, "num_references": {str(row): count for row, count in sorted(num_references.items())}}
+    rows = sorted(entries.items())
+    index = {
+        "size": size,
+        "made_of": hashlib.sha256("\n".join(f"{row} {entry.key}" for row, entry in rows).encode()).hexdigest(),
+        "num_references": {str(row): entry.num_references for row, entry in rows},
+        "sources": {str(row): entry.source for row, entry in rows},
+    }
     with whole_file(folder / INDEX) as path:
         path.write_text(json.dumps(index), encoding="utf-8")
 
@@ -83,28 +99,41 @@ class Conditions:
 
     folder: Path
     size: int  # of the targets, in pixels
+    made_of: str  # sha256 over what all rows were made of
     num_references: Mapping[int, int]  # of each row
+    sources: Mapping[int, int]  # of each row, the number of the raw row that it is a view of
 
     @classmethod
     def open(cls, folder: Path) -> "Conditions":
-        """Raises FileNotFoundError where `precompute` has not come to its end."""
+        """Raises FileNotFoundError where `precompute` has not come to its end, WeightsError if the index is damaged."""
+        path = folder / INDEX
         try:
-            index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            counts, sources = ({int(row): int(n) for row, n in index[k].items()} for k in ("num_references", "sources"))
+            size, made_of = int(index["size"]), str(index["made_of"])
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{folder / INDEX} is not there: expected precomputed conditions. {REMEDY}"
+            raise FileNotFoundError(f"{path} is not there: expected precomputed conditions. {REMEDY}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(
+                f"{path} cannot be read ({error!r}): expected an index as this version writes it. {REMEDY}"
             ) from error
-        counts = {int(row): count for row, count in index["num_references"].items()}
-        return cls(folder=folder, size=index["size"], num_references=counts)
+        if not counts or counts.keys() != sources.keys():
+            raise WeightsError(f"{path} lists {len(counts)} rows, {len(sources)} with a source. {REMEDY}")
+        return cls(folder=folder, size=size, made_of=made_of, num_references=counts, sources=sources)
 
     def read(self, row: int) -> Example:
         return read(file_of(self.folder, row))
 
     def split(self, held_out: int) -> tuple[list[int], list[int]]:
-        """Rows to train on, and `held_out` rows for the sheets: a tenth at most, the same at every call."""
-        rows = sorted(self.num_references)
-        unseen = np.random.default_rng(0).permutation(rows)[: min(held_out, len(rows) // 10)].tolist()
-        return [row for row in rows if row not in unseen], sorted(unseen)
+        """Rows to train on, and for the sheets those of `held_out` raw rows: a tenth at most, the same at every call.
+
+        Views of one raw row show the same pictures and stay together. Of two raw rows or more one at least is held out.
+        """
+        rows, sources = sorted(self.num_references), sorted(set(self.sources.values()))
+        number = min(held_out, max(len(sources) // 10, 1), len(sources) - 1)
+        chosen = set(np.random.default_rng(0).permutation(sources)[:number].tolist())
+        unseen = [row for row in rows if self.sources[row] in chosen]
+        return [row for row in rows if self.sources[row] not in chosen], unseen
 
 
 class Order:

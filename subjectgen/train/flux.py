@@ -10,8 +10,10 @@ from accelerate import PartialState
 
 from subjectgen.adapter import FILE, SubjectAdapter
 from subjectgen.data.triples import open_rows
+from subjectgen.files import check_folder
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.placement import best_device
+from subjectgen.train.checkpoint import check_resumable
 from subjectgen.train.conditions import Conditions
 from subjectgen.train.flux_phase import FluxPhase
 from subjectgen.train.loop import Budget, Schedule, run
@@ -49,11 +51,13 @@ def train(
     open_pipeline: gives the untrained pipeline, with the LoRA that learns; called once all else is in order.
     data, size, skip_bad_rows: of precompute, see `open_rows` and `precompute`. The rest is of the stages.
 
-    Raises ValueError for what cannot be trained on, FileNotFoundError where the phase before has not been run.
+    Raises ValueError for what cannot be trained on or a run of something else to resume, FileNotFoundError where the
+    phase before has not been run or there is no run to resume.
     """
     PartialState(cpu=best_device().type == "cpu", timeout=PATIENCE)  # joins the processes of a run
     if phase not in PHASES:
         raise ValueError(f"--phase '{phase}': expected one of {', '.join(PHASES)}, in this order")
+    check_folder(out)
     if phase == "precompute":
         if data is None:
             raise ValueError(
@@ -64,6 +68,13 @@ def train(
         return
     conditions = Conditions.open(out / "conditions")
     before = adapter_before(phase, out)
+    if resume:
+        check_resumable(out / phase)
+    facts = {
+        "seed": seed,
+        "conditions of sha256": conditions.made_of,
+        "an adapter to begin with of sha256": before.sha256 if before else None,
+    }
     budget = Budget(steps=steps if steps or minutes else STEPS[phase], minutes=minutes)
     schedule = Schedule(rate=rate, cooldown=COOLDOWN[phase])
     torch.manual_seed(seed)  # every process begins with the same weights
@@ -73,6 +84,7 @@ def train(
         budget,
         schedule,
         resume=resume,
+        facts=facts,
         accumulate=accumulate,
         optimizer=ADAMW,
         checkpoint_minutes=CHECKPOINT_MINUTES,

@@ -1,5 +1,6 @@
 """The two stages of the paper on a FLUX transformer: aggregator and LoRA learn flow matching, all else is frozen."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -37,7 +38,7 @@ DROPOUTS = {"stage1": Dropout(identity=0.95, both=0.05), "stage2": Dropout(seman
 STAGES = {"stage1": (Stage(0.0, identity=0.0),), "stage2": STAGE_PRESETS["paper"]}  # what it is trained to sample with
 TEXT_DROPOUT = 0.1  # share of pictures without their prompt: the negative branch of sampling reads the empty text
 NUM_LEVELS = 1000  # noise levels that are drawn from
-HELD_OUT = 8  # rows kept for the sheets
+HELD_OUT = 8  # rows on a sheet, and raw rows at most that are kept for them
 CELL = 256  # pixels of a picture of the sheet
 
 
@@ -100,7 +101,7 @@ class FluxPhase:
         self.grid = (side, side)
         self.sigmas = schedule(pipe.scheduler, NUM_LEVELS, side * side, self.device)
         rows, held_out = conditions.split(HELD_OUT)
-        self.shown = held_out or rows[:HELD_OUT]
+        self.shown = shown_rows(rows, held_out)
         order = Order(conditions.num_references, rows, batch_size, seed)
         self.feed = Feed(conditions, order, stride=PartialState().num_processes)
 
@@ -181,6 +182,17 @@ class FluxPhase:
         adapter = SubjectAdapter.of(self.pipe)
         if PartialState().is_main_process:
             adapter.save(folder)
+
+
+def shown_rows(rows: Sequence[int], held_out: Sequence[int]) -> Sequence[int]:
+    """Those on the sheets; says so where nothing could be held out for them."""
+    if not held_out:
+        warnings.warn(
+            f"all {len(rows)} rows are of one raw row and are trained on: sheets show them, not rows held out. Give "
+            "two raw rows or more",
+            stacklevel=2,
+        )
+    return (held_out or rows)[:HELD_OUT]
 
 
 def freeze_base(pipe: SubjectPipeline, device: torch.device) -> None:

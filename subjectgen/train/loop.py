@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from subjectgen.files import remove_parts, whole_file, whole_folder
-from subjectgen.train.checkpoint import NAME, load_checkpoint, save_checkpoint
+from subjectgen.train.checkpoint import NAME, Facts, load_checkpoint, save_checkpoint
 from subjectgen.train.interruption import interruption
 from subjectgen.train.optimizer import Optimizers
 from subjectgen.train.parallel import Workers
@@ -90,7 +91,6 @@ class Schedule:
 class State:
     """Where a run stands; the checkpoint holds it whole. The step is also the data's position."""
 
-    pictures: int  # a step, of all processes together
     step: int = 0
     seconds: float = 0.0  # spent in steps, by the leader's clock
 
@@ -102,6 +102,7 @@ def run(
     schedule: Schedule,
     *,
     resume: bool = False,
+    facts: Facts = MappingProxyType({}),
     accumulate: int = 1,
     optimizer: Callable[[nn.Module], Optimizers] = Optimizers,
     checkpoint_minutes: float = 3.0,
@@ -109,29 +110,32 @@ def run(
 ) -> State:
     """Train a phase to the end of its budget, then write its EMA weights to `out/<phase>/export`.
 
+    resume: go on with the run that the folder holds, if it holds one. facts: what the run is of beyond its schedule
+    and batches, such as data and seed, as messages should name it; a run of others is not gone on with.
     accumulate: batches whose gradients are averaged into one step. Minutes are minutes of training.
 
     Raises KeyboardInterrupt after Ctrl-C, when the step under way is done and saved. Raises ValueError when the folder
-    holds a run and `resume` is not set, or one with steps of another size, or a gradient is not finite; WeightsError
-    for a checkpoint that does not fit.
+    holds a run and `resume` is not set, or one of something else, or a gradient is not finite; WeightsError for a
+    checkpoint that is damaged or does not fit.
     """
     folder = out / phase.name
     workers = Workers(phase.model)
     optimizers = optimizer(phase.model)
     ema = EMAModel(phase.model.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
-    pictures = phase.batch_size * workers.count * accumulate
-    state = restore(folder, phase.model, optimizers, ema, resume, pictures)
+    facts = {**facts_of(phase, schedule, accumulate, workers.count), **facts}
+    state = restore(folder, phase.model, optimizers, ema, resume, facts)
     if workers.leads:
         remove_parts(folder)  # what a kill has left
 
     def save() -> None:
-        save_checkpoint(folder, phase.model, optimizers, ema, vars(state), workers.leads)
+        save_checkpoint(folder, phase.model, optimizers, ema, vars(state), facts, workers.leads)
 
     def draw() -> None:
         with_ema(ema, phase.model, lambda: save_sheet(phase, folder, state.step, workers.leads))
 
     plans = ((checkpoint_minutes, save), (sheet_minutes, draw))
     files = [every(minutes, act, state.seconds) for minutes, act in plans] if workers.acts else []
+    pictures = phase.batch_size * workers.count * accumulate
     with report(workers.leads, folder, phase.name, pictures, state.step) as tell, interruption() as interrupted:
         clock, stop = state.seconds, False
         while (progress := budget.progress(state.step, state.seconds)) < 1 and not stop:
@@ -177,21 +181,22 @@ def update(model: nn.Module, optimizers: Optimizers, ema: EMAModel, step: int, r
     return {"rate": rate, "gradient": norm.item()}
 
 
-def restore(
-    folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel, resume: bool, pictures: int
-) -> State:
-    """The state of the checkpoint when resuming, else a new one; with other steps it would be another run."""
+def facts_of(phase: Phase, schedule: Schedule, accumulate: int, processes: int) -> Facts:
+    """What every run is of. The same pictures a step in other batches would be other rows, at other noise."""
+    batches = {"--batch-size": phase.batch_size, "--accumulate": accumulate, "the number of processes": processes}
+    return {**batches, **{f"the {name}": value for name, value in asdict(schedule).items()}}
+
+
+def restore(folder: Path, model: nn.Module, optimizers: Optimizers, ema: EMAModel, resume: bool, facts: Facts) -> State:
+    """The state of the checkpoint when resuming, else a new one."""
     present = (folder / NAME).exists()
     if present and not resume:
         raise ValueError(f"{folder} holds a run: pass --resume to go on with it, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    state = State(**load_checkpoint(folder, model, optimizers, ema)) if present else State(pictures=pictures)
-    if state.pictures != pictures:
-        raise ValueError(
-            f"{folder} was trained with {state.pictures} pictures a step, this is {pictures}: expected as many. Give "
-            "the same product of --batch-size, --accumulate and processes, or choose another --out"
-        )
-    return state
+    if not present:
+        return State()
+    saved = load_checkpoint(folder, model, optimizers, ema, facts)
+    return State(step=saved["step"], seconds=saved["seconds"])
 
 
 def with_ema(ema: EMAModel, model: nn.Module, act: Callable[[], None]) -> None:

@@ -77,9 +77,11 @@ def untrained(names: tuple[str, ...]) -> tuple[SubjectProcessor, InternVLForCond
 
 
 def trained(folder: Path) -> tuple[SubjectProcessor, InternVLForConditionalGeneration]:
-    """What an earlier training has exported, or a pipeline's folder holds."""
-    model = InternVLForConditionalGeneration.from_pretrained(folder / "mllm", dtype=torch.float32)
-    return SubjectProcessor.from_pretrained(folder / "processor"), model
+    """What an earlier training has exported, or a pipeline's folder holds; nothing is fetched from the Hub."""
+    model = InternVLForConditionalGeneration.from_pretrained(
+        folder / "mllm", dtype=torch.float32, local_files_only=True
+    )
+    return SubjectProcessor.from_pretrained(folder / "processor", local_files_only=True), model
 
 
 def export(model: InternVLForConditionalGeneration, processor: SubjectProcessor, folder: Path) -> None:

@@ -23,7 +23,7 @@ from subjectgen.models.vae import latents_from_pixels
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.references import References, key_of, read_images
 from subjectgen.request import check_size
-from subjectgen.train.conditions import INDEX, Example, file_of, key_in, write, write_index
+from subjectgen.train.conditions import INDEX, Entry, Example, file_of, key_in, write, write_index
 from subjectgen.types import HiddenStates
 
 SCREEN = Console(stderr=True)
@@ -46,8 +46,8 @@ def precompute(pipe: SubjectPipeline, rows: Rows, folder: Path, size: int, *, sk
     state.wait_for_everyone()
     encoder = Encoder(pipe, size, state.device)  # type: ignore[arg-type]
     mine = good[state.process_index :: state.num_processes]
-    counts = {row: encoder.keep(rows, row, folder, len(good)) for row in shown(mine, "precomputing")}
-    everywhere = together(counts)
+    entries = {row: encoder.keep(rows, row, folder, len(good)) for row in shown(mine, "precomputing")}
+    everywhere = together(entries)
     if state.is_main_process:
         write_index(folder, size, everywhere)
 
@@ -62,8 +62,8 @@ class Encoder:
         self.vae = pipe.vae.to(device)
         self.reader = reader_of(pipe.mllm.to(device), pipe.processor, device)
 
-    def keep(self, rows: Rows, row: int, folder: Path, num_rows: int) -> int:
-        """Write a row's file unless it is there; returns its number of references."""
+    def keep(self, rows: Rows, row: int, folder: Path, num_rows: int) -> Entry:
+        """Write a row's file unless it is there; returns what the index is to say of it."""
         triple = rows[row]
         references = read_images(triple.references, self.limits)
         target = square(load_image(triple.target), self.size)
@@ -71,7 +71,7 @@ class Encoder:
         if key_in(path) != key:
             write(path, self.encode(triple.prompt, references, target), key)
             self.has_room = self.has_room or check_room(path, num_rows)
-        return references.num_references
+        return Entry(num_references=references.num_references, source=rows.source(row), key=key)
 
     def key(self, prompt: str, references: References, target: Image.Image) -> str:
         """sha256 of all that a row's file depends on."""
@@ -99,6 +99,8 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 def checked(rows: Rows, size: int, max_references: int, skip: bool) -> list[int]:
     """The rows that can be trained on; says how many are skipped. Raises ValueError naming every bad one."""
     state = PartialState()
+    if rows.left_out and state.is_main_process:
+        SCREEN.print(rows.left_out, style="yellow")
     share = range(state.process_index, len(rows), state.num_processes)
     faults = together(check(rows, size, max_references, shown(share, "checking rows")))
     if faults and not skip:

@@ -1,5 +1,6 @@
 """What an MLLM plans while it is trained by its rewards: requests about references; number n is always the same."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,8 @@ class PhotographTasks:
     def of(cls, data: str | Path, max_references: int) -> "PhotographTasks":
         """As `open_rows`. Raises ValueError, naming all rows that cannot be trained on."""
         rows = open_rows(str(data))
+        if rows.left_out:
+            warnings.warn(rows.left_out, stacklevel=2)
         if faults := check(rows, 1, max_references):
             raise ValueError(listed(rows, faults))
         return cls(rows)

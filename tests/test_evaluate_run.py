@@ -17,13 +17,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image, ImageColor
 from tiny_benchmark import ColourPainter, Colours, Interrupted
 
-from subjectgen.evaluate.cases import Figure, Shard, cases_hash, paintings_of, pictures_found, references_hash
+from subjectgen.evaluate.cases import Figure, Shard, cases_hash, paintings_of, pictures_hash, references_hash
 from subjectgen.evaluate.generation import Settings, stages_by_name
 from subjectgen.evaluate.intervals import Mean, mean_with_interval
+from subjectgen.evaluate.pictures import pictures_named
 from subjectgen.evaluate.plots import COLOURS, by_subject, curve, svg_of
 from subjectgen.evaluate.run import Order, evaluate
 from subjectgen.evaluate.scoring import read_lines
-from subjectgen.evaluate.table import means_of, print_table, told
+from subjectgen.evaluate.table import caption, means_of, print_table, told
 from subjectgen.extras import MissingExtraError
 from subjectgen.generate.stages import STAGE_PRESETS, Stage
 
@@ -41,6 +42,16 @@ def never():
 
 def lines(out):
     return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+
+
+def rival(tmp_path, name="rival"):
+    """A folder of another program's pictures, of which one has the wrong colour."""
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    for i, colour in enumerate(PROMPTS):
+        for k in (0, 1):
+            Image.new("RGB", (30, 20), "gray" if (i, k) == (0, 1) else colour).save(folder / f"c-{i}-{k}.png")
+    return folder
 
 
 KILLED = """
@@ -322,44 +333,83 @@ class TestScore:
         run(tmp_path, benchmark=again, phase="score")
         assert len(again.looked_at) == len(lines(tmp_path)) == 12
 
-    def test_what_is_missing_is_told(self, tmp_path):
+    def test_an_incomplete_set_is_refused(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint", shard=Shard(index=1, count=4))
-        means = run(tmp_path, phase="score")
-        assert means["plain"]["free"]["right"].count == 3
-        assert json.loads((tmp_path / "table.json").read_text())["pictures"] == "3 of 12"
+        words = r"9 of 12 pictures are missing: '.*c-0-1\.png', .*c-1-1\.png' \.\.\.\. Expected all.*--allow-missing"
+        with pytest.raises(FileNotFoundError, match=words):
+            run(tmp_path, phase="score")
+        assert not (tmp_path / "scores.jsonl").exists()
+
+    def test_columns_of_different_pictures_are_compared_where_both_have_them(self, tmp_path, capsys):
+        """Of `paper` a wrong picture and three others lack: `free` is measured without them as well."""
+        stages = ("free", "paper")
+        run(tmp_path, ColourPainter(wrong={101}), phase="paint", stages=stages)
+        for name in ("c-0-0", "c-1-0", "c-1-1", "c-5-1"):
+            (tmp_path / "pictures" / "paper" / f"{name}.png").unlink()
+        with pytest.raises(FileNotFoundError, match="4 of 24 pictures are missing"):
+            run(tmp_path, phase="score", stages=stages)
+        columns = run(tmp_path, phase="score", stages=stages, allow_missing=True)["plain"]
+        assert {name: (means["right"].mean, means["right"].count) for name, means in columns.items()} == {
+            "free": (1.0, 8), "paper": (1.0, 8),
+        }  # fmt: skip
+        caption = "8 pictures of 3 subjects in a column. Of 12 that were asked for: only what every column has is"
+        assert (
+            caption in " ".join(capsys.readouterr().out.split()) and caption in (tmp_path / "report.html").read_text()
+        )
+        table = json.loads((tmp_path / "table.json").read_text())
+        assert table["pictures"] == "16 of 24"
+        assert table["sha256 of the cases"] != pictures_hash(paintings_of(Colours().cases, "free", 2, tmp_path))
+
+    def test_nothing_in_common(self, tmp_path):
+        run(tmp_path, ColourPainter(), phase="paint", stages=("free", "paper"))
+        for stages, number in (("free", 0), ("paper", 1)):
+            for file in (tmp_path / "pictures" / stages).glob(f"*-{number}.png"):
+                file.unlink()
+        with pytest.raises(FileNotFoundError, match="there is none that every column has"):
+            run(tmp_path, phase="score", allow_missing=True)
 
     def test_nothing_painted(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"run\.json' does not exist"):
             run(tmp_path, phase="score")
 
     def test_pictures_of_another_program(self, tmp_path):
-        """The same code scores them; a wrong name is not theirs."""
-        folder = tmp_path / "rival"
-        folder.mkdir()
-        for name, colour in (
-            ("c-0-0.png", "red"),
-            ("c-0-1.webp", "blue"),
-            ("c-4-0.png", "white"),
-            ("c-9-0.png", "red"),
-        ):
-            Image.new("RGB", (30, 20), colour).save(folder / name, lossless=True)
+        """The same code scores them, whatever their format is; what they are called is the column."""
+        folder = rival(tmp_path)
+        (folder / "c-0-1.png").unlink()
+        Image.new("RGB", (30, 20), "blue").save(folder / "c-0-1.webp", lossless=True)
         means = run(tmp_path / "out", phase="score", images=folder)
         assert list(means["plain"]) == ["rival"]
-        assert means["plain"]["rival"]["right"].mean == pytest.approx(2 / 3)
-        assert [line["model"] for line in lines(tmp_path / "out")] == [None] * 3
-        assert json.loads((tmp_path / "out" / "table.json").read_text())["pictures"] == "3 of 12"
+        assert means["plain"]["rival"]["right"].mean == pytest.approx(11 / 12)
+        assert [line["model"] for line in lines(tmp_path / "out")] == [None] * 12
+        run(tmp_path / "ours", ColourPainter())
+        tables = [json.loads((tmp_path / name / "table.json").read_text()) for name in ("out", "ours")]
+        assert tables[0]["pictures"] == "12 of 12"
+        assert tables[0]["sha256 of the cases"] == tables[1]["sha256 of the cases"]
 
-    @pytest.mark.parametrize("other", ["c-0-00.png", "c-0-².png", "c-0-٣.png"])
-    def test_a_number_is_written_in_one_way(self, tmp_path, other):
-        for name in ("c-0-0.png", other):
-            Image.new("RGB", (8, 8), "red").save(tmp_path / name)
-        assert [each.file.name for each in pictures_found(Colours().cases, tmp_path)] == ["c-0-0.png"]
+    def test_pictures_that_another_program_lacks(self, tmp_path):
+        folder = rival(tmp_path)
+        (folder / "c-4-0.png").unlink()
+        with pytest.raises(FileNotFoundError, match=r"1 of 12 pictures are missing: '.*c-4-0\.png'\. Expected all"):
+            run(tmp_path / "out", phase="score", images=folder)
+        means = run(tmp_path / "out", phase="score", images=folder, allow_missing=True)
+        assert means["plain"]["rival"]["right"].count == 11
+
+    @pytest.mark.parametrize("other", ["c-9-0.png", "c-0-2.png", "d-0-0.jpg", "c-0-00.png", "c-0-².png", "c-0-٣.png"])
+    def test_pictures_that_nobody_asked_for(self, tmp_path, other):
+        """Another case, a number beyond the seeds, a number that is written in another way."""
+        folder = rival(tmp_path)
+        Image.new("RGB", (8, 8), "red").save(folder / other)
+        with pytest.raises(ValueError, match=rf"1 pictures that were not asked for: '.*{other}'\. Expected names such"):
+            run(tmp_path / "out", phase="score", images=folder)
+        means = run(tmp_path / "out", phase="score", images=folder, allow_missing=True)
+        assert means["plain"]["rival"]["right"].count == 12
+        assert other in json.loads((tmp_path / "out" / "table.json").read_text())["left out"]
 
     def test_two_files_of_one_picture(self, tmp_path):
         for name in ("c-0-0.png", "c-0-1.png", "c-0-0.jpg"):
             Image.new("RGB", (8, 8), "red").save(tmp_path / name)
         with pytest.raises(ValueError, match=r"c-0-0\.jpg' and 'c-0-0\.png' are there: expected one of them"):
-            pictures_found(Colours().cases, tmp_path)
+            pictures_named(Colours().cases, 2, tmp_path)
 
     def test_scores_of_a_model_are_not_replaced(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint")
@@ -415,13 +465,28 @@ class TestReport:
             assert words in page.words
         assert any(words.startswith("83.3 (") for words in page.words)
 
-    def test_cases_have_a_name_for_good(self, out):
-        """By hand: names, subjects, prompts and seeds. Another prompt is another benchmark."""
-        table = json.loads((out / "table.json").read_text())
-        assert table["sha256 of the cases"] == cases_hash(Colours().cases)
+    def test_what_was_measured_has_a_name_for_good(self, out):
+        """By hand: names, subjects, prompts, seeds and numbers of pictures. Another prompt or number is another one."""
+        asked = [[f"c-{i}", f"s{i // 2}", colour, 100 + i, [0, 1]] for i, colour in enumerate(PROMPTS)]
+        known = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        assert json.loads((out / "table.json").read_text())["sha256 of the cases"] == known
+        changed = [replace(Colours().cases[0], prompt="navy"), *Colours().cases[1:]]
+        for cases, number in ((changed, 2), (Colours().cases[:-1], 2), (Colours().cases, 1), (Colours().cases, 3)):
+            assert pictures_hash(paintings_of(cases, "free", number, out)) != known
+
+    def test_cases_have_a_name_for_good(self):
+        """By hand: names, subjects, prompts and seeds."""
         asked = [[f"c-{i}", f"s{i // 2}", colour, 100 + i] for i, colour in enumerate(PROMPTS)]
-        assert table["sha256 of the cases"] == hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        assert cases_hash(Colours().cases) == hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         assert cases_hash([replace(Colours().cases[0], prompt="navy")]) != cases_hash(Colours().cases[:1])
+
+    def test_columns_of_different_sizes_are_told(self):
+        """As requests of two kinds."""
+        rows = {
+            name: {"right": Mean(mean=0.5, low=None, high=None, count=n, subjects=3)}
+            for name, n in (("a", 4), ("b", 9))
+        }
+        assert caption(Colours(), "plain", rows).endswith("a: 4 pictures of 3 subjects; b: 9 pictures of 3 subjects.")
 
     def test_so_have_references(self, out):
         """By hand: the pixels of each case's reference. Another reference is another one, with the same cases."""

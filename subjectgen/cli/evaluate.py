@@ -36,6 +36,13 @@ Images = Annotated[
         help="Score this folder instead: pictures <case>-<k>.png of another program, as cases.jsonl names them."
     ),
 ]
+AllowMissing = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing",
+        help="Score although pictures are missing, or others are there: only what every column has is compared.",
+    ),
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")]
 Size = Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures painted together; the same ones, whatever it is.")]
@@ -54,6 +61,7 @@ def emoji(
     phase: Phase = "all",
     shard: ShardOption = "1/1",
     images: Images = None,
+    allow_missing: AllowMissing = False,
     steps: Steps = None,
     size: Size = None,
     batch_size: BatchSize = 20,
@@ -67,7 +75,7 @@ def emoji(
     from subjectgen.evaluate.emoji import PARTS, EmojiBenchmark
     from subjectgen.evaluate.run import evaluate
 
-    order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
+    order = _order(model, phase, stages, num_seeds, shard, images, allow_missing, steps, size, batch_size)
     benchmark = EmojiBenchmark(num_prompts, cutouts, part or tuple(PARTS))
     options = (adapter, quantization, offload, attention_backend, compile)
     evaluate(benchmark, out, order, lambda: open_model(model, *options))
@@ -106,6 +114,7 @@ def dreambench(
     phase: Phase = "all",
     shard: ShardOption = "1/1",
     images: Images = None,
+    allow_missing: AllowMissing = False,
     steps: Steps = None,
     size: Size = None,
     batch_size: BatchSize = 1,
@@ -118,7 +127,7 @@ def dreambench(
     from subjectgen.evaluate.dreambench import PAINTED, DreamBench, whole_data
     from subjectgen.evaluate.run import evaluate
 
-    order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
+    order = _order(model, phase, stages, num_seeds, shard, images, allow_missing, steps, size, batch_size)
     judge, asked = JudgeOptions(model=judge_model, url=judge_url, scale=judge_scale), metric or ("dino", "clip")
     check_metrics(asked, judge)
     data = whole_data(data)
@@ -161,6 +170,7 @@ def _order(
     num_seeds: int,
     shard: str,
     images: Path | None,
+    allow_missing: bool,
     steps: int | None,
     size: str | None,
     batch_size: int,
@@ -177,6 +187,7 @@ def _order(
         settings=Settings(size=parse_size(size), steps=steps, batch_size=batch_size),
         shard=Shard.parse(shard),
         images=images,
+        allow_missing=allow_missing,
         command=_command(),
     )
 

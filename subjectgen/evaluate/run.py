@@ -10,12 +10,11 @@ from subjectgen.evaluate.cases import (
     Benchmark,
     Painting,
     Shard,
-    cases_hash,
     check_cases,
     check_phase,
     figure_of,
     paintings_of,
-    pictures_found,
+    pictures_hash,
     references_hash,
     write_cases,
 )
@@ -31,6 +30,7 @@ from subjectgen.evaluate.generation import (
     run_of,
     write_run,
 )
+from subjectgen.evaluate.pictures import asked_of_parts, measurable, named, other_files, pictures_named
 from subjectgen.evaluate.plots import check_plots, curve, save_png
 from subjectgen.evaluate.report import REPORT, write_report
 from subjectgen.evaluate.scoring import score
@@ -60,6 +60,7 @@ class Order:
     settings: Settings = Settings()  # noqa: RUF009  (frozen)
     shard: Shard = WHOLE
     images: Path | None = None  # of another program, scored in place of what is painted here
+    allow_missing: bool = False  # score what every column has, if pictures are missing
     command: str = ""  # that was given, for the report
 
     def __post_init__(self):
@@ -129,10 +130,7 @@ def score_painted(benchmark: Benchmark, out: Path, order: Order) -> Means:
         "seeds a case": order.num_seeds,
         **{name: f"{value:.2f}" for name, value in run.measured.items()},
     }
-    paintings = all_paintings(benchmark, out, run, order.num_seeds)
-    there = [each for each in paintings if each.file.exists()]
-    about |= {"pictures": f"{len(there)} of {len(paintings)}", "command": order.command}
-    return _score(benchmark, out, there, run.sha256, about)
+    return _score(benchmark, out, all_paintings(benchmark, out, run, order.num_seeds), run.sha256, about, order)
 
 
 def score_images(benchmark: Benchmark, out: Path, images: Path, order: Order) -> Means:
@@ -142,24 +140,28 @@ def score_images(benchmark: Benchmark, out: Path, images: Path, order: Order) ->
     """
     if (out / RUN).exists():
         raise ValueError(f"--out '{out}' holds pictures that were painted here: expected another one for '{images}'.")
-    found = pictures_found(benchmark.cases, images)
-    about: dict[str, object] = {
-        "model": f"pictures of '{images.resolve().name}'",
-        "pictures": f"{len(found)} of {len(benchmark.cases) * order.num_seeds}",
-        "command": order.command,
-    }
-    return _score(benchmark, out, found, None, about)
+    wanted = pictures_named(benchmark.cases, order.num_seeds, images)
+    others = other_files(wanted, images, order.allow_missing)
+    about: dict[str, object] = {"model": f"pictures of '{images.resolve().name}'"}
+    about |= {"left out": f"{len(others)} that were not asked for: {named(others)}"} if others else {}
+    return _score(benchmark, out, wanted, None, about, order)
 
 
 def _score(
-    benchmark: Benchmark, out: Path, there: Sequence[Painting], model: str | None, about: dict[str, object]
+    benchmark: Benchmark,
+    out: Path,
+    wanted: Sequence[Painting],
+    model: str | None,
+    about: dict[str, object],
+    order: Order,
 ) -> Means:
-    """Scores, table, sheet, curve and report of pictures that are there."""
-    if not there:
-        raise FileNotFoundError(f"'{out / PICTURES}' holds no picture of these cases: run --phase paint first.")
-    lines = score(benchmark, [*there, *benchmark.photographs()], out, model)
+    """Scores, table, sheet, curve and report of the pictures that were asked for."""
+    there = measurable(wanted, order.allow_missing)
+    lines, asked = score(benchmark, [*there, *benchmark.photographs()], out, model), asked_of_parts(wanted, there)
     about |= {
-        "sha256 of the cases": cases_hash(benchmark.cases),
+        "pictures": f"{len(there)} of {len(wanted)}",
+        "command": order.command,
+        "sha256 of the cases": pictures_hash(there),
         "sha256 of the references": references_hash(benchmark),
         "scored by": ", ".join(benchmark.checkpoints) or "the rendered truth",
     }
@@ -168,8 +170,8 @@ def _score(
     with whole_file(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
     write_curve(out, benchmark, means)
-    write_report(out, benchmark, means, lines, sheet, about)
-    print_table(benchmark, means)
+    write_report(out, benchmark, means, lines, sheet, about, asked)
+    print_table(benchmark, means, asked)
     print(out / REPORT)
     return means
 

@@ -227,8 +227,10 @@ class TestPaint:
             run(tmp_path, other, phase="paint")
 
     def test_what_no_picture_shows_may_change(self, tmp_path):
-        for licence in ("one", "another"):
-            run(tmp_path, ColourPainter(license=licence), phase="paint")
+        pipes = [ColourPainter(license=licence) for licence in ("one", "another")]
+        for pipe in pipes:
+            run(tmp_path, pipe, phase="paint")
+        assert len(pipes[0].calls) == 12 and not pipes[1].calls
 
     def test_other_prompts_do_not_mix_in(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint")
@@ -314,6 +316,16 @@ class TestScore:
         again.checkpoints = ("someone/eyes@2",)
         run(tmp_path, benchmark=again, phase="score")
         assert len(again.looked_at) == 12
+
+    def test_scores_of_older_code_are_made_anew(self, tmp_path):
+        """Lines of before there were versions have none; a further figure is in every line then."""
+        older, newer = Colours(), Colours()
+        older.checkpoints, newer.checkpoints = (), ("colours@2",)
+        run(tmp_path, ColourPainter(), benchmark=older)
+        run(tmp_path, benchmark=newer, phase="score")
+        assert len(newer.looked_at) == 12 and {*map(str, (line["checkpoints"] for line in lines(tmp_path)))} == {
+            "['colours@2']"
+        }
 
     def test_scores_of_other_calls_are_kept(self, tmp_path):
         """Fewer cases and a single seed: only their figures are told, and nothing is scored twice."""

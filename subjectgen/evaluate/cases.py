@@ -78,7 +78,7 @@ class Benchmark(Measured, Protocol):
     """What is painted and scored: cases, their references, and the scores of a picture."""
 
     cases: Sequence[Any]  # of its own kind of Case
-    checkpoints: tuple[str, ...]  # "repo@revision" of what scores
+    checkpoints: tuple[str, ...]  # "repo@revision" of what scores; a version of what needs none
 
     def references(self, case: Any) -> list[Image.Image]:
         """The pictures of its subjects, in the prompt's order."""

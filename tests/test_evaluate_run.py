@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,37 +82,79 @@ evaluate(Eyes(), Path(sys.argv[1]), Order(model="painter", stages=("free",), num
 """
 
 
+def binomial(most, number, chance):
+    """That at most so many of a number are right."""
+    return sum(math.comb(number, k) * chance**k * (1 - chance) ** (number - k) for k in range(most + 1))
+
+
 class TestIntervals:
     def test_of_a_share(self):
-        """Of many independent answers the bootstrap gives the normal interval, mean +- 1.96 standard errors."""
+        """Of many independent answers it is the normal interval, mean +- 1.96 standard errors."""
         values = [1.0] * 300 + [0.0] * 100
-        found = mean_with_interval(values, [str(i) for i in range(400)])
+        found = mean_with_interval(values, [str(i) for i in range(400)], share=True)
         error = 1.96 * np.sqrt(0.75 * 0.25 / 400)
         assert found.mean == 0.75 and (found.count, found.subjects) == (400, 400)
-        assert found.low == pytest.approx(0.75 - error, abs=0.004)
-        assert found.high == pytest.approx(0.75 + error, abs=0.004)
+        assert found.low == pytest.approx(0.75 - error, abs=0.005)
+        assert found.high == pytest.approx(0.75 + error, abs=0.005)
+
+    @pytest.mark.parametrize(("right", "number"), [(0, 60), (1, 60), (30, 60), (59, 60), (60, 60), (7, 10), (10, 10)])
+    def test_one_answer_a_subject_has_the_exact_bounds(self, right, number):
+        """At the lower one so many or more are right with a chance of 2.5 %, at the upper one so many or fewer."""
+        found = mean_with_interval([1.0] * right + [0.0] * (number - right), [*map(str, range(number))], share=True)
+        if right:
+            assert 1 - binomial(right - 1, number, found.low) == pytest.approx(0.025, abs=2e-4)
+        if right < number:
+            assert binomial(right, number, found.high) == pytest.approx(0.025, abs=2e-4)
+        assert (found.low == 0) == (right == 0) and (found.high == 1) == (right == number)
+
+    @pytest.mark.parametrize("subject_of", [lambda i: i, lambda i: i % 10, lambda i: i // 6])
+    def test_more_right_answers_lower_no_bound(self, subject_of):
+        """Of 60 answers, about a subject each, or about ten: all a bit right, or one after another."""
+        subjects = [str(subject_of(i)) for i in range(60)]
+        found = [mean_with_interval([1.0] * k + [0.0] * (60 - k), subjects, share=True) for k in range(61)]
+        for less, more in pairwise(found):
+            assert less.low < more.low + 1e-9 and less.high < more.high + 1e-9
+
+    @pytest.mark.parametrize("number", [10, 60])
+    @pytest.mark.parametrize("share", [True, False])
+    def test_the_truth_is_inside_as_often_as_is_said(self, number, share):
+        """Four pictures of each subject, which resemble each other: a correlation of 0.5 within a subject."""
+        rng, inside, subjects = np.random.default_rng(0), [], [str(i // 4) for i in range(4 * number)]
+        for _ in range(150):
+            chances = rng.beta(0.8, 0.2, number) if share else rng.normal(0.8, 0.3, number)
+            drawn = (
+                rng.random((number, 4)) < chances[:, None] if share else rng.normal(chances[:, None], 0.3, (number, 4))
+            )
+            found = mean_with_interval(drawn.astype(float).ravel().tolist(), subjects, share=share)
+            inside.append(found.low <= 0.8 <= found.high)
+        assert 0.91 <= np.mean(inside) <= 1 and (number == 10 or not share or np.mean(inside) < 1)
 
     def test_more_pictures_of_the_same_subjects_tell_no_more(self):
-        values, subjects = [0.1, 0.4, 0.9, 0.2], ["a", "b", "c", "d"]
+        values, subjects = [0.1, 0.4, 0.9, 0.2, 0.3], ["a", "b", "c", "d", "e"]
         once, often = mean_with_interval(values, subjects), mean_with_interval(values * 50, subjects * 50)
         assert (often.low, often.high) == pytest.approx((once.low, once.high))
+
+    def test_students_t(self):
+        """By hand: 2.776 of t with four degrees of freedom, by the standard error of five values."""
+        values = [0.1, 0.4, 0.9, 0.2, 0.3]
+        found = mean_with_interval(values, ["a", "b", "c", "d", "e"])
+        assert found.high - found.mean == pytest.approx(2.776 * np.std(values, ddof=1) / np.sqrt(5), rel=1e-3)
 
     def test_a_subject_with_more_pictures_weighs_more(self):
         assert mean_with_interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).mean == 0.75
 
     def test_where_nothing_can_be_told(self):
-        """A single subject; and equal values that are no share, as a difference of 0 or a judge's lowest score."""
-        assert mean_with_interval([0.0, 1.0], ["a", "a"]).low is None
-        assert mean_with_interval([1.0, 1.0], ["a", "a"], share=True).low is None
-        assert mean_with_interval([0.0, 0.0], ["a", "b"]).high is None
-        assert mean_with_interval([0.5, 0.5], ["a", "b"], share=True).high is None
+        """Fewer than five subjects; and equal values that are no share, as a judge's lowest score."""
+        few = mean_with_interval([0.0, 1.0, 1.0, 1.0] * 9, ["a", "b", "c", "d"] * 9, share=True)
+        assert few.low is None and told(Figure(name="a", heading="a", unit="%"), few) == "75.0 (too few subjects)"
+        assert mean_with_interval([0.0] * 5, [*"abcde"]).high is None
 
     def test_a_share_of_all_or_of_nothing(self):
         """At the bound all of 60 subjects are right with a chance of 2.5 %, whatever their number of pictures."""
         subjects = [str(i % 60) for i in range(240)]
         all_right, none = (mean_with_interval([value] * 240, subjects, share=True) for value in (1.0, 0.0))
-        assert all_right.low**60 == pytest.approx(0.025) and all_right.high == 1
-        assert (1 - none.high) ** 60 == pytest.approx(0.025) and none.low == 0
+        assert all_right.low**60 == pytest.approx(0.025, rel=1e-3) and all_right.high == 1
+        assert (1 - none.high) ** 60 == pytest.approx(0.025, rel=1e-3) and none.low == 0
         assert told(Figure(name="a", heading="a", unit="%"), all_right) == "100.0 (94.0..100.0)"
 
     def test_no_values(self):
@@ -118,10 +162,10 @@ class TestIntervals:
             mean_with_interval([], [])
 
     def test_told(self):
-        mean = Mean(mean=0.5, low=0.25, high=0.754, count=8, subjects=4)
+        mean = Mean(mean=0.5, low=0.25, high=0.754, count=8, subjects=8)
         assert told(Figure(name="a", heading="a", unit="%"), mean) == "50.0 (25.0..75.4)"
         alone = Mean(mean=3.0, low=None, high=None, count=1, subjects=1)
-        assert told(Figure(name="a", heading="a", digits=2), alone) == "3.00"
+        assert told(Figure(name="a", heading="a", digits=2), alone) == "3.00 (too few subjects)"
 
 
 class TestOrder:
@@ -464,7 +508,7 @@ class TestReport:
         table = json.loads((out / "table.json").read_text())
         assert table["parts"]["plain"]["free"]["right"]["mean"] == pytest.approx(10 / 12)
         assert table["model"] == "painter" and table["pictures"] == "24 of 24" and table["sharpness"] == "12.50"
-        assert table["scored by"] == "someone/eyes@1" and "resamples of the subjects" in table["intervals"]
+        assert table["scored by"] == "someone/eyes@1" and "Clopper and Pearson" in table["intervals"]
 
     def test_the_page_holds_everything_and_loads_nothing(self, out):
         page = Page((out / "report.html").read_text())

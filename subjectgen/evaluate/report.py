@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from subjectgen.evaluate.cases import Figure, Measured, figure_of
-from subjectgen.evaluate.intervals import RESAMPLED
+from subjectgen.evaluate.intervals import INTERVALS
 from subjectgen.evaluate.plots import by_subject, curve, svg_of
 from subjectgen.evaluate.scoring import Line
 from subjectgen.evaluate.table import EVERYTHING, Means, caption, rows_of
@@ -59,7 +59,7 @@ def _tables(benchmark: Measured, means: Means, asked: Mapping[str, int]) -> list
     """A table a part."""
     tables = [_table(benchmark, part, means, asked) for part in means]
     meanings = _facts({each.heading: each.meaning for each in benchmark.figures if each.meaning})
-    return ["<h2>Figures</h2>", f"<p>{html.escape(RESAMPLED)}</p>", *tables, *meanings]
+    return ["<h2>Figures</h2>", f"<p>{html.escape(INTERVALS)}</p>", *tables, *meanings]
 
 
 def _table(benchmark: Measured, part: str, means: Means, asked: Mapping[str, int]) -> str:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from subjectgen.evaluate.cases import Figure, Measured
-from subjectgen.evaluate.intervals import RESAMPLED, Mean, mean_with_interval
+from subjectgen.evaluate.intervals import FEWEST, INTERVALS, Mean, mean_with_interval
 from subjectgen.evaluate.scoring import Line
 from subjectgen.files import whole_file
 
@@ -50,6 +50,8 @@ def told(figure: Figure, mean: Mean) -> str:
     """E.g. `95.0 (92.1..97.4)`."""
     numbers = [mean.mean] if mean.low is None or mean.high is None else [mean.mean, mean.low, mean.high]
     value, *ends = (f"{number * figure.scale:.{figure.digits}f}" for number in numbers)
+    if mean.subjects < FEWEST:
+        return f"{value} (too few subjects)"
     return f"{value} ({ends[0]}..{ends[1]})" if ends else value
 
 
@@ -84,7 +86,7 @@ def write_table(out: Path, means: Means, about: Mapping[str, object]) -> None:
         for part, stages in means.items()
     }
     with whole_file(out / TABLE) as temporary:
-        temporary.write_text(json.dumps({**about, "intervals": RESAMPLED, "parts": parts}, indent=1) + "\n")
+        temporary.write_text(json.dumps({**about, "intervals": INTERVALS, "parts": parts}, indent=1) + "\n")
 
 
 def print_table(benchmark: Measured, means: Means, asked: Mapping[str, int] = EVERYTHING) -> None:
@@ -99,4 +101,4 @@ def print_table(benchmark: Measured, means: Means, asked: Mapping[str, int] = EV
         for row in rows_of(benchmark, stages):
             table.add_row(*map(escape, row))
         console.print(table)
-    console.print(RESAMPLED, highlight=False)
+    console.print(INTERVALS, highlight=False)

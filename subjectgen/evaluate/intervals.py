@@ -11,7 +11,7 @@ FEWEST = 5  # subjects of which an interval can be told
 DOUBT = 2.0  # wrong (or right) subjects' worth of the belief that pictures of one subject are all alike
 INTERVALS = (
     f"{LEVEL:g} % intervals over subjects, each with all of its prompts and seeds: of shares the exact bounds of "
-    "Clopper and Pearson with an effective number of trials, by how much pictures of one subject resemble each other (Korn and "
+    "Clopper and Pearson with an effective number of trials, by how alike pictures of one subject are (Korn and "
     "Graubard); of everything else Student's t over subjects."
 )
 

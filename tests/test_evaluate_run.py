@@ -219,6 +219,24 @@ class TestPaint:
         assert Image.open(tmp_path / "pictures" / "paper" / "c-1-1.png").getpixel((3, 3)) == (0, 0, 255)
         assert not (tmp_path / "scores.jsonl").exists()
 
+    def test_a_size_that_cannot_be_scored(self, tmp_path):
+        square = Colours()
+        square.square = True
+        order = Order(**ONE, settings=Settings(size=(128, 64)))
+        with pytest.raises(ValueError, match="--size 128x64 with colours: expected equal width and height"):
+            evaluate(square, tmp_path, order, never)
+
+    @pytest.mark.parametrize("inside", ["", "further/inside"])
+    def test_out_is_a_file(self, tmp_path, inside):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ValueError, match=r"--out '.*' cannot be a folder, as '.*file' is a file: choose another"):
+            evaluate(Colours(), tmp_path / "file" / inside, Order(**ONE), never)
+
+    def test_out_cannot_be_written(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("os.access", lambda *_: False)
+        with pytest.raises(ValueError, match=r"--out '.*new' cannot be written: make '.*' writable, or choose another"):
+            evaluate(Colours(), tmp_path / "new", Order(**ONE), never)
+
     def test_an_interrupted_run_goes_on(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, Interrupted(2), phase="paint", settings=Settings(batch_size=3))
@@ -424,6 +442,23 @@ class TestScore:
         with pytest.raises(FileNotFoundError, match="there is none that every column has"):
             run(tmp_path, phase="score", allow_missing=True)
 
+    def test_a_line_that_is_none(self, tmp_path):
+        run(tmp_path, ColourPainter())
+        text = (tmp_path / "scores.jsonl").read_text().splitlines(keepends=True)
+        for garbage in ("garbage\n", "[]\n", "{}\n"):
+            (tmp_path / "scores.jsonl").write_text("".join([*text[:2], garbage, *text[2:]]))
+            with pytest.raises(
+                ValueError, match=rf"line 3 of '.*scores\.jsonl' is '{re.escape(garbage[:-1])}'.*Remove"
+            ):
+                run(tmp_path, phase="score")
+
+    @pytest.mark.parametrize("text", ["{}", "[]", "null", '"sha"', "garbage", '{"stages": {}, "size": 3}'])
+    def test_a_run_that_is_none(self, tmp_path, text):
+        run(tmp_path, ColourPainter(), phase="paint")
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"run\.json' does not say what painted the pictures beside it.*--out"):
+            run(tmp_path, phase="score")
+
     def test_nothing_painted(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"run\.json' does not exist"):
             run(tmp_path, phase="score")
@@ -460,6 +495,24 @@ class TestScore:
         means = run(tmp_path / "out", phase="score", images=folder, allow_missing=True)
         assert means["plain"]["rival"]["right"].count == 12
         assert other in json.loads((tmp_path / "out" / "table.json").read_text())["left out"]
+
+    def test_another_folder_of_the_same_name(self, tmp_path):
+        """Its scores would stand under the same name; scored again, the first one's stay as they are."""
+        first, second = (rival(tmp_path / name, "painted") for name in ("a", "b"))
+        for _ in range(2):
+            run(tmp_path / "out", phase="score", images=first)
+        before = lines(tmp_path / "out")
+        with pytest.raises(
+            ValueError, match=r"b/painted' and '.*a/painted', whose scores are in.*another --out, or rena"
+        ):
+            run(tmp_path / "out", phase="score", images=second)
+        assert lines(tmp_path / "out") == before and {line["seed"] for line in before} == {None}
+
+    def test_a_picture_that_is_not_square(self, tmp_path):
+        folder, square = rival(tmp_path), Colours()
+        square.square = True
+        with pytest.raises(ValueError, match=r"c-0-0\.png' has 30x20 pixels: expected a square picture.*equal width"):
+            run(tmp_path / "out", benchmark=square, phase="score", images=folder)
 
     def test_two_files_of_one_picture(self, tmp_path):
         for name in ("c-0-0.png", "c-0-1.png", "c-0-0.jpg"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ class Benchmark(Measured, Protocol):
 
     cases: Sequence[Any]  # of its own kind of Case
     checkpoints: tuple[str, ...]  # "repo@revision" of what scores; a version of what needs none
+    square: bool  # whether a picture must be as wide as high
 
     def references(self, case: Any) -> list[Image.Image]:
         """The pictures of its subjects, in the prompt's order."""
@@ -243,6 +245,15 @@ def _saved(image: Image.Image, folder: Path) -> str:
         with whole_file(file) as temporary:
             image.save(temporary, format="PNG")
     return file.name
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError unless `out` is a folder that can be written, or can be made."""
+    first = next(each for each in (out, *out.absolute().parents) if each.exists())
+    if not first.is_dir():
+        raise ValueError(f"--out '{out}' cannot be a folder, as '{first}' is a file: choose another --out.")
+    if not os.access(first, os.W_OK | os.X_OK):
+        raise ValueError(f"--out '{out}' cannot be written: make '{first}' writable, or choose another --out.")
 
 
 def check_phase(phase: str, phases: Sequence[str], shard: Shard) -> None:

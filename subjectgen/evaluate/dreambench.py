@@ -57,6 +57,7 @@ class DreamBench:
 
     name = "dreambench"
     parts = PARTS
+    square = False
 
     def __init__(
         self,

@@ -75,6 +75,7 @@ class EmojiBenchmark:
 
     name = "emoji"
     parts = PARTS
+    square = True
     figures = FIGURES
     identity: str | None = "identity"
     obedience: str | None = "obedience"

@@ -1,11 +1,14 @@
 """Which pictures are measured: all that were asked for; or, if that is allowed, those that every column has."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from subjectgen.evaluate.cases import CASES, ENDINGS, Case, Painting, check_distinct, paintings_of
+from subjectgen.files import whole_file
 
+IMAGES = "images.json"  # in --out: the whole path of each folder of pictures, by the name of its column
 NAMED = 3  # in an error, of many files
 ALLOWED = "or give --allow-missing to compare only what every column has."
 
@@ -43,6 +46,19 @@ def other_files(wanted: Sequence[Painting], folder: Path, allowed: bool) -> list
             f"or remove them, give the options that {CASES} was written with, {ALLOWED}"
         )
     return others
+
+
+def note_folder(out: Path, folder: Path) -> None:
+    """Note whose scores a column has. Raises ValueError where another folder of the same name was scored before."""
+    known = json.loads((out / IMAGES).read_text()) if (out / IMAGES).exists() else {}
+    whole = folder.resolve()
+    if (before := known.get(whole.name, str(whole))) != str(whole):
+        raise ValueError(
+            f"--images '{whole}' and '{before}', whose scores are in --out '{out}', have one name: expected a "
+            "column of its own for each. Choose another --out, or rename the folder."
+        )
+    with whole_file(out / IMAGES) as temporary:
+        temporary.write_text(json.dumps({**known, whole.name: str(whole)}, indent=1) + "\n")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -48,6 +48,7 @@ class ReasoningBenchmark:
 
     name = "reasoning"
     parts = PARTS
+    square = True
     identity: str | None = None
     obedience: str | None = None
     checkpoints: tuple[str, ...] = (VERSION, EMOJI)

@@ -235,7 +235,7 @@ class TestRun:
     def test_another_scheduler_is_refused(self, whole, small):
         other = reasoning_pipeline(image_size=128, num_inference_steps=1)
         other.scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
-        with pytest.raises(ValueError, match="^scheduler is .* and was .* for the pictures in --out"):
+        with pytest.raises(ValueError, match=r"^scheduler is .* and was .* for the pictures in --out"):
             evaluate(small, whole[0], Order(phase="paint"), lambda: other)
 
     def test_a_folder_of_before_is_refused(self, whole, small, tmp_path):

@@ -16,6 +16,7 @@ from subjectgen.files import whole_file
 
 SEEDS_APART = 100_000  # between the seeds of one case; those of neighbouring cases differ by one
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+CUT_OFF = " [cut off]"  # ends an answer that was longer than there was room for
 CASES, REFERENCES = "cases.jsonl", "references"
 
 
@@ -52,7 +53,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What was found of one picture: scores by name, and what a judge said word for word."""
+    """What was found of one picture: scores by name, and what a judge said word for word, or up to CUT_OFF."""
 
     scores: dict[str, float]
     answers: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from rich.progress import track
 
-from subjectgen.evaluate.cases import Benchmark, Painting
+from subjectgen.evaluate.cases import CUT_OFF, Benchmark, Painting
 from subjectgen.files import whole_file
 from subjectgen.images import load_image
 
@@ -23,8 +23,8 @@ Line = dict[str, Any]
 def score(benchmark: Benchmark, paintings: Sequence[Painting], out: Path, model: str | None) -> list[Line]:
     """A line for each picture that is there; `scores.jsonl` has them too, and what it had of other pictures.
 
-    model: sha256 of what painted them, None where that is not known. A picture is scored again if it changed, or if
-    other checkpoints look at it now.
+    model: sha256 of what painted them, None where that is not known. A picture is scored again if it changed, if
+    other checkpoints look at it now, or if a judge's answer is empty or cut off.
     """
     there = [each for each in paintings if each.file.exists()]
     path = out / SCORES
@@ -93,7 +93,12 @@ def _facts(benchmark: Benchmark, painting: Painting, model: str | None) -> Line:
 
 
 def _is_scored(line: Line | None, facts: Mapping[str, Any]) -> bool:
-    return line is not None and all(line.get(name) == value for name, value in facts.items())
+    return line is not None and _is_answered(line) and all(line.get(name) == value for name, value in facts.items())
+
+
+def _is_answered(line: Line) -> bool:
+    """Whether a judge said all it had to say: a busy one may say more when it is asked again."""
+    return all(answer.strip() and not answer.endswith(CUT_OFF) for answer in line.get("answers", {}).values())
 
 
 def _scored(benchmark: Benchmark, paintings: Sequence[Painting], facts: Mapping[str, Line]) -> Iterator[Line]:

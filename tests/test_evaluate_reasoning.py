@@ -84,7 +84,7 @@ def test_what_is_decided(benchmark):
 
 
 def test_lines_are_about_the_subject_that_is_read(benchmark):
-    """Intervals resample subjects: the second reference is another one than the first."""
+    """Intervals are over subjects: the second reference is another one than the first."""
     case = next(case for case in benchmark.questions if len(case.looks) == 2)
     decided, *read = plan_lines(benchmark, case, true_plan(benchmark, case))
     assert [line["subject"] for line in read] == [each.name for each in benchmark.seen(case)]

@@ -120,7 +120,7 @@ class TestIntervals:
     def test_the_truth_is_inside_as_often_as_is_said(self, number, share):
         """Four pictures of each subject, which resemble each other: a correlation of 0.5 within a subject."""
         rng, inside, subjects = np.random.default_rng(0), [], [str(i // 4) for i in range(4 * number)]
-        for _ in range(150):
+        for _ in range(100):
             chances = rng.beta(0.8, 0.2, number) if share else rng.normal(0.8, 0.3, number)
             drawn = (
                 rng.random((number, 4)) < chances[:, None] if share else rng.normal(chances[:, None], 0.3, (number, 4))

@@ -26,7 +26,7 @@ class Case:
 
     name: str  # no other case of the benchmark has it; names of files begin with it
     part: str  # figures are of one part
-    subject: str  # the first, if there are several: intervals resample these
+    subject: str  # the first, if there are several: intervals are over these
     prompt: str
     seed: int  # of its first picture
 

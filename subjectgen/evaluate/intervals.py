@@ -98,7 +98,7 @@ def beta_quantile(level: float, a: float, b: float) -> float:
     """
     spread = 12 * (1 / a + 1 / b) ** 0.5
     centre, low, high = np.log(a / b), spread + 40 / a, spread + 40 / b
-    grid = np.linspace(centre - low, centre + high, 20_001)
+    grid = np.linspace(centre - low, centre + high, 8_001)
     logarithm = -a * np.logaddexp(0, -grid) - b * np.logaddexp(0, grid)
     density = np.exp(logarithm - logarithm.max())
     summed = np.cumsum(density) - density / 2

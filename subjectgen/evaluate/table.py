@@ -73,8 +73,8 @@ def caption(
     """What a part is, and of how much its figures are; asked: pictures of a column by part, where it has fewer."""
     most = {name: max(means.values(), key=lambda mean: mean.count) for name, means in stages.items() if means}
     counts = {name: f"{mean.count} pictures of {mean.subjects} subjects" for name, mean in most.items()}
-    told = [f"{name}: {count}" for name, count in counts.items()]
-    how_much = "; ".join(told) if len(set(counts.values())) > 1 else f"{next(iter(counts.values()))} in a column"
+    by_column = [f"{name}: {count}" for name, count in counts.items()]
+    how_much = "; ".join(by_column) if len(set(counts.values())) > 1 else f"{next(iter(counts.values()))} in a column"
     missing = f" Of {asked[part]} that were asked for: only what every column has is compared." if part in asked else ""
     return f"{part}: {benchmark.parts[part]}. {how_much}.{missing}"
 

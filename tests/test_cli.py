@@ -613,7 +613,9 @@ class TestEvaluate:
         dreambench = ("evaluate", "dreambench")
         refused(*dreambench, "--data", str(tmp_path), words=("backpack has 0 of 6", "google/dreambooth"))
         refused(*dreambench, words=("--data was not given", "google/dreambooth"))
-        refused(*dreambench, "--phase", "paint", "--metric", "dino", words=("--metric with --phase paint", "is scored"))
+        refused(
+            *dreambench, "--phase", "paint", "--metric", "dino", words=("--metric with --phase paint", "is scored here")
+        )
         refused(*dreambench, "--metric", "dion", words=("'dion' is no metric",))
         refused(*dreambench, "--judge-model", "eyes", words=("--judge-model", "without --metric judge"))
         refused(

@@ -209,8 +209,8 @@ def _check_read(context: typer.Context, paints: bool, scores: bool) -> None:
     typed = [name for name in context.params if name in unread and _is_typed(context, name)]
     if typed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
-        done = "nothing is painted here, and the folder knows what painted" if not paints else "nothing is scored here"
-        raise ValueError(f"{options} with --phase {context.params['phase']}: expected none of them, as {done}.")
+        done, phase = "scored" if paints else "painted", context.params["phase"]
+        raise ValueError(f"{options} with --phase {phase}: nothing is {done} here that it would change. Leave it out.")
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:

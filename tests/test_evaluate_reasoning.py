@@ -245,10 +245,11 @@ class TestRun:
         with pytest.raises(ValueError, match=r"model\.json' does not say what painted"):
             evaluate(small, out, Order(phase="score"), stop)
 
-    def test_the_table_says_what_was_measured(self, whole, small):
+    def test_the_table_says_what_was_measured(self, whole, small, tmp_path):
         """The model as it was called when it painted, whatever scores; and which cases."""
-        evaluate(small, whole[0], Order(model="another", phase="score"), stop)
-        table = json.loads((whole[0] / "table.json").read_text())
+        out = shutil.copytree(whole[0], tmp_path / "out")
+        evaluate(small, out, Order(model="another", phase="score"), stop)
+        table = json.loads((out / "table.json").read_text())
         assert (table["model"], table["steps"], table["pictures"]) == ("tiny", 1, "10 of 10")
         asked = sorted([case.name, case.subject, case.prompt, case.seed, [0]] for case in small.cases)
         assert table["sha256 of the cases"] == hashlib.sha256(json.dumps(asked).encode()).hexdigest()

@@ -14,7 +14,7 @@ from rich.table import Table
 import subjectgen
 from subjectgen.evaluate.cases import SEEDS_APART, Figure
 from subjectgen.evaluate.emoji import EmojiBenchmark, EmojiCase
-from subjectgen.evaluate.intervals import RESAMPLED, Mean, mean_with_interval
+from subjectgen.evaluate.intervals import INTERVALS, Mean, mean_with_interval
 from subjectgen.evaluate.table import told
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reasoning.best_of import pictures_of
@@ -48,7 +48,7 @@ def main(
         table.add_row(way, *(told(PERCENT, mean) for mean in row.values()))
     console = Console()
     console.print(table)
-    console.print(RESAMPLED, highlight=False)
+    console.print(INTERVALS, highlight=False)
     for way in (*JUDGES, BEST):
         console.print(f"by {way}, {100 * errors_gone(rows, way):.0f} % of the errors are gone", highlight=False)
 
@@ -64,15 +64,19 @@ def compare(pipe: SubjectPipeline, benchmark: EmojiBenchmark, judges: Mapping[st
             chosen[way].append(scores)
     subjects = [case.subject for case in benchmark.cases]
     gains = {way: list(map(gained, scores, chosen[BLIND])) for way, scores in chosen.items() if way != BLIND}
-    return means(chosen, subjects) | means({f"{way}, gain": scores for way, scores in gains.items()}, subjects)
+    differences = {f"{way}, gain": scores for way, scores in gains.items()}
+    return means(chosen, subjects, share=True) | means(differences, subjects, share=False)
 
 
-def means(chosen: Mapping[str, Sequence[Scores]], subjects: Sequence[str]) -> Rows:
+def means(chosen: Mapping[str, Sequence[Scores]], subjects: Sequence[str], *, share: bool) -> Rows:
     """Of each way to choose, each figure over all cases."""
     return {
-        way: {name: mean_with_interval([each[name] for each in scores], subjects) for name in (*FIGURES, BOTH)}
-        for way, scores in chosen.items()
+        way: {name: _mean(name, scores, subjects, share) for name in (*FIGURES, BOTH)} for way, scores in chosen.items()
     }
+
+
+def _mean(name: str, scores: Sequence[Scores], subjects: Sequence[str], share: bool) -> Mean:
+    return mean_with_interval([each[name] for each in scores], subjects, share=share)
 
 
 def gained(scores: Scores, blind: Scores) -> Scores:

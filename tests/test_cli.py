@@ -632,7 +632,10 @@ class TestEvaluate:
         dreambench = ("evaluate", "dreambench")
         refused(*dreambench, "--data", str(tmp_path), words=("backpack has 0 of 6", "google/dreambooth"))
         refused(*dreambench, words=("--data was not given", "google/dreambooth"))
-        refused(*dreambench, "--phase", "paint", "--metric", "dion", words=("'dion' is no metric",))
+        refused(
+            *dreambench, "--phase", "paint", "--metric", "dino", words=("--metric with --phase paint", "is scored here")
+        )
+        refused(*dreambench, "--metric", "dion", words=("'dion' is no metric",))
         refused(*dreambench, "--judge-model", "eyes", words=("--judge-model", "without --metric judge"))
         refused(
             *dreambench, "--metric", "judge", "--judge-scale", "taste", words=("--judge-scale 'taste'", "omnicontext")
@@ -644,6 +647,25 @@ class TestEvaluate:
         with pytest.raises(ValueError, match="without --judge-model"):
             JudgeOptions(url="http://127.0.0.1:1")
         assert not painter.opened
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            ("--stages", "free"), ("--model", "mini"), ("--steps", "3"), ("--size", "64"), ("--adapter", "nope"),
+            ("--quantization", "none"), ("--offload", "none"), ("--batch-size", "20"), ("--compile",),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("done_by", [("--phase", "score"), ("--phase", "cases"), ("--images", "painted")])
+    def test_an_option_that_is_not_read(self, painter: Painter, given: tuple[str, ...], done_by: tuple[str, ...]):
+        """Even where it is the default: what was painted need not have been."""
+        refused("evaluate", "emoji", *done_by, *given, words=(f"{given[0]} with --phase", "nothing is painted here"))
+        assert not painter.opened
+
+    def test_an_option_that_painting_does_not_read(self):
+        refused(
+            "evaluate", "emoji", "--phase", "paint", "--allow-missing", words=("--allow-missing with --phase paint",)
+        )
+        refused("evaluate", "reasoning", "--phase", "score", "--model", "x", words=("--model with --phase score",))
 
 
 class TestInfo:

@@ -12,6 +12,7 @@ from tiny_benchmark import ColourPainter, photograph_folder
 from subjectgen.evaluate.dreambench import DreamBench
 from subjectgen.evaluate.dreambench_prompts import CLASSES, LIVE, PAIRS, REFERENCES, prompts_of, prompts_of_pair
 from subjectgen.evaluate.run import Order, evaluate
+from subjectgen.evaluate.table import by_figure, told
 
 
 class Eyes:
@@ -174,6 +175,39 @@ class TestScores:
         assert "photographs" in (tmp_path / "report.html").read_text()
         nobody = [(line["model"], line["seed"]) for line in lines if line["stages"] == "photographs"]
         assert set(nobody) == {(None, None)} and all(line["model"] for line in lines if line["stages"] == "free")
+
+    @pytest.mark.parametrize("said", ["", "  ", "The cat is [cut off]"])
+    def test_what_was_not_answered_is_asked_again(self, data, tmp_path, said):
+        """A refusal is kept, an empty or a cut-off answer only until the next time."""
+        asked, answers = [], [said, "No.", "No. Score: 0"]
+
+        class Busy(Talker):
+            def __call__(self, pictures, references, prompts):
+                asked.extend(prompts)
+                self.answers = [{"prompt": answers.pop(0)} for _ in prompts]
+                return [{"judge_prompt": 0.0} for _ in pictures]
+
+        for number in (2, 1):
+            order = Order(model="painter", stages=("free",), num_seeds=1)
+            evaluate(DreamBench(data, [Busy()], num_prompts=2), tmp_path, order, lambda: Gray())
+            assert len(asked) == number
+            asked.clear()
+        lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+        assert [line["answers"] for line in lines if line["part"] == "one"] == [
+            {"prompt": "No. Score: 0"}, {"prompt": "No."},
+        ]  # fmt: skip
+
+    def test_refusals_are_told(self, data):
+        class Judged(Talker):
+            names = ("judge_prompt", "judge_refused")
+
+        figure = DreamBench(data, [Judged()]).figures[1]
+        assert figure.label == "judge refused, %" and told(
+            figure,
+            by_figure([figure], [{"subject": str(i), "scores": {"judge_refused": float(i == 0)}} for i in range(10)])[
+                "judge_refused"
+            ],
+        ).startswith("10.0 (")
 
     @pytest.mark.parametrize(("metric", "parts"), [(Copies, ["one", "photographs", "others"]), (Talker, ["one"])])
     def test_a_metric_alone(self, data, tmp_path, metric, parts):

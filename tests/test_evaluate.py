@@ -134,6 +134,16 @@ class TestCases:
             EmojiBenchmark(1, folder, ("four",))
 
 
+class TestVersion:
+    def test_figures_and_their_version_change_together(self, benchmark):
+        """Scores that older code wrote lack what is new: whoever changes these figures counts the version up."""
+        assert [figure.name for figure in benchmark.figures] == [
+            "identity", "posed", "misposed", "closeness", "mixed", "region_psnr", "obedience", "ground", "place",
+            "size", "pose", "turned", "copied_ground", "copied_place", "copied_size", "copied_turn",
+        ]  # fmt: skip
+        assert benchmark.checkpoints == ("emoji@2",)
+
+
 class TestMeasure:
     def test_the_autoencoder(self, folder):
         """By hand: encoded, decoded and clipped; 10 log10(4 / error) of pixels -1..1, the mean over cases."""

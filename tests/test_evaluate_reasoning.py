@@ -1,10 +1,12 @@
 """The reasoning benchmark: the truth is read and painted perfectly, and each kind of mistake costs what it should."""
 
+import hashlib
 import json
 import shutil
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_pipeline import reasoning_pipeline, shorten_plans
 from tiny_subjects import cutout_folder
 
@@ -82,7 +84,7 @@ def test_what_is_decided(benchmark):
 
 
 def test_lines_are_about_the_subject_that_is_read(benchmark):
-    """Intervals resample subjects: the second reference is another one than the first."""
+    """Intervals are over subjects: the second reference is another one than the first."""
     case = next(case for case in benchmark.questions if len(case.looks) == 2)
     decided, *read = plan_lines(benchmark, case, true_plan(benchmark, case))
     assert [line["subject"] for line in read] == [each.name for each in benchmark.seen(case)]
@@ -214,8 +216,43 @@ class TestRun:
         other = reasoning_pipeline(image_size=128)
         with torch.no_grad():
             next(other.mllm.parameters()).add_(1)
-        with pytest.raises(ValueError, match=r"sha256 of the model.*--out"):
+        with pytest.raises(ValueError, match=r"sha256 is .* for the pictures in --out.*another --out"):
             evaluate(small, whole[0], Order(phase="paint"), lambda: other)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "word"),
+        [
+            ("guidance_scale", 7.0, "guidance_scale"),
+            ("num_inference_steps", 2, "steps"),
+            ("plan_instruction", "another", "plan_instruction"),
+        ],
+    )
+    def test_other_settings_are_refused(self, whole, small, name, value, word):
+        other = reasoning_pipeline(**{"image_size": 128, "num_inference_steps": 1, name: value})
+        with pytest.raises(ValueError, match=rf"^{word} is .* and was .* for the pictures in --out"):
+            evaluate(small, whole[0], Order(phase="paint"), lambda: other)
+
+    def test_another_scheduler_is_refused(self, whole, small):
+        other = reasoning_pipeline(image_size=128, num_inference_steps=1)
+        other.scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
+        with pytest.raises(ValueError, match=r"^scheduler is .* and was .* for the pictures in --out"):
+            evaluate(small, whole[0], Order(phase="paint"), lambda: other)
+
+    def test_a_folder_of_before_is_refused(self, whole, small, tmp_path):
+        """It held the sha256 alone: nobody knows with which settings."""
+        out = shutil.copytree(whole[0], tmp_path / "out")
+        (out / "model.json").write_text('"abc"')
+        with pytest.raises(ValueError, match=r"model\.json' does not say what painted"):
+            evaluate(small, out, Order(phase="score"), stop)
+
+    def test_the_table_says_what_was_measured(self, whole, small, tmp_path):
+        """The model as it was called when it painted, whatever scores; and which cases."""
+        out = shutil.copytree(whole[0], tmp_path / "out")
+        evaluate(small, out, Order(model="another", phase="score"), stop)
+        table = json.loads((out / "table.json").read_text())
+        assert (table["model"], table["steps"], table["pictures"]) == ("tiny", 1, "10 of 10")
+        asked = sorted([case.name, case.subject, case.prompt, case.seed, [0]] for case in small.cases)
+        assert table["sha256 of the cases"] == hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     @pytest.mark.parametrize("phase", ["all", "score"])
     def test_shards_are_for_painting(self, phase):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image, ImageColor
 from tiny_benchmark import ColourPainter, Colours, Interrupted
 
-from subjectgen.evaluate.cases import Figure, Shard, cases_hash, paintings_of, pictures_found, references_hash
+from subjectgen.evaluate.cases import Figure, Shard, cases_hash, paintings_of, pictures_hash, references_hash
 from subjectgen.evaluate.generation import Settings, stages_by_name
 from subjectgen.evaluate.intervals import Mean, mean_with_interval
+from subjectgen.evaluate.pictures import pictures_named
 from subjectgen.evaluate.plots import COLOURS, by_subject, curve, svg_of
 from subjectgen.evaluate.run import Order, evaluate
 from subjectgen.evaluate.scoring import read_lines
-from subjectgen.evaluate.table import means_of, print_table, told
+from subjectgen.evaluate.table import caption, means_of, print_table, told
 from subjectgen.extras import MissingExtraError
 from subjectgen.generate.stages import STAGE_PRESETS, Stage
 
@@ -41,6 +44,16 @@ def never():
 
 def lines(out):
     return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+
+
+def rival(tmp_path, name="rival"):
+    """A folder of another program's pictures, of which one has the wrong colour."""
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    for i, colour in enumerate(PROMPTS):
+        for k in (0, 1):
+            Image.new("RGB", (30, 20), "gray" if (i, k) == (0, 1) else colour).save(folder / f"c-{i}-{k}.png")
+    return folder
 
 
 KILLED = """
@@ -69,37 +82,79 @@ evaluate(Eyes(), Path(sys.argv[1]), Order(model="painter", stages=("free",), num
 """
 
 
+def binomial(most, number, chance):
+    """That at most so many of a number are right."""
+    return sum(math.comb(number, k) * chance**k * (1 - chance) ** (number - k) for k in range(most + 1))
+
+
 class TestIntervals:
     def test_of_a_share(self):
-        """Of many independent answers the bootstrap gives the normal interval, mean +- 1.96 standard errors."""
+        """Of many independent answers it is the normal interval, mean +- 1.96 standard errors."""
         values = [1.0] * 300 + [0.0] * 100
-        found = mean_with_interval(values, [str(i) for i in range(400)])
+        found = mean_with_interval(values, [str(i) for i in range(400)], share=True)
         error = 1.96 * np.sqrt(0.75 * 0.25 / 400)
         assert found.mean == 0.75 and (found.count, found.subjects) == (400, 400)
-        assert found.low == pytest.approx(0.75 - error, abs=0.004)
-        assert found.high == pytest.approx(0.75 + error, abs=0.004)
+        assert found.low == pytest.approx(0.75 - error, abs=0.005)
+        assert found.high == pytest.approx(0.75 + error, abs=0.005)
+
+    @pytest.mark.parametrize(("right", "number"), [(0, 60), (1, 60), (30, 60), (59, 60), (60, 60), (7, 10), (10, 10)])
+    def test_one_answer_a_subject_has_the_exact_bounds(self, right, number):
+        """At the lower one so many or more are right with a chance of 2.5 %, at the upper one so many or fewer."""
+        found = mean_with_interval([1.0] * right + [0.0] * (number - right), [*map(str, range(number))], share=True)
+        if right:
+            assert 1 - binomial(right - 1, number, found.low) == pytest.approx(0.025, abs=2e-4)
+        if right < number:
+            assert binomial(right, number, found.high) == pytest.approx(0.025, abs=2e-4)
+        assert (found.low == 0) == (right == 0) and (found.high == 1) == (right == number)
+
+    @pytest.mark.parametrize("subject_of", [lambda i: i, lambda i: i % 10, lambda i: i // 6])
+    def test_more_right_answers_lower_no_bound(self, subject_of):
+        """Of 60 answers, about a subject each, or about ten: all a bit right, or one after another."""
+        subjects = [str(subject_of(i)) for i in range(60)]
+        found = [mean_with_interval([1.0] * k + [0.0] * (60 - k), subjects, share=True) for k in range(61)]
+        for less, more in pairwise(found):
+            assert less.low < more.low + 1e-9 and less.high < more.high + 1e-9
+
+    @pytest.mark.parametrize("number", [10, 60])
+    @pytest.mark.parametrize("share", [True, False])
+    def test_the_truth_is_inside_as_often_as_is_said(self, number, share):
+        """Four pictures of each subject, which resemble each other: a correlation of 0.5 within a subject."""
+        rng, inside, subjects = np.random.default_rng(0), [], [str(i // 4) for i in range(4 * number)]
+        for _ in range(100):
+            chances = rng.beta(0.8, 0.2, number) if share else rng.normal(0.8, 0.3, number)
+            drawn = (
+                rng.random((number, 4)) < chances[:, None] if share else rng.normal(chances[:, None], 0.3, (number, 4))
+            )
+            found = mean_with_interval(drawn.astype(float).ravel().tolist(), subjects, share=share)
+            inside.append(found.low <= 0.8 <= found.high)
+        assert 0.91 <= np.mean(inside) <= 1 and (number == 10 or not share or np.mean(inside) < 1)
 
     def test_more_pictures_of_the_same_subjects_tell_no_more(self):
-        values, subjects = [0.1, 0.4, 0.9, 0.2], ["a", "b", "c", "d"]
+        values, subjects = [0.1, 0.4, 0.9, 0.2, 0.3], ["a", "b", "c", "d", "e"]
         once, often = mean_with_interval(values, subjects), mean_with_interval(values * 50, subjects * 50)
         assert (often.low, often.high) == pytest.approx((once.low, once.high))
+
+    def test_students_t(self):
+        """By hand: 2.776 of t with four degrees of freedom, by the standard error of five values."""
+        values = [0.1, 0.4, 0.9, 0.2, 0.3]
+        found = mean_with_interval(values, ["a", "b", "c", "d", "e"])
+        assert found.high - found.mean == pytest.approx(2.776 * np.std(values, ddof=1) / np.sqrt(5), rel=1e-3)
 
     def test_a_subject_with_more_pictures_weighs_more(self):
         assert mean_with_interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).mean == 0.75
 
     def test_where_nothing_can_be_told(self):
-        """A single subject; and equal values that are no share, as a difference of 0 or a judge's lowest score."""
-        assert mean_with_interval([0.0, 1.0], ["a", "a"]).low is None
-        assert mean_with_interval([1.0, 1.0], ["a", "a"], share=True).low is None
-        assert mean_with_interval([0.0, 0.0], ["a", "b"]).high is None
-        assert mean_with_interval([0.5, 0.5], ["a", "b"], share=True).high is None
+        """Fewer than five subjects; and equal values that are no share, as a judge's lowest score."""
+        few = mean_with_interval([0.0, 1.0, 1.0, 1.0] * 9, ["a", "b", "c", "d"] * 9, share=True)
+        assert few.low is None and told(Figure(name="a", heading="a", unit="%"), few) == "75.0 (too few subjects)"
+        assert mean_with_interval([0.0] * 5, [*"abcde"]).high is None
 
     def test_a_share_of_all_or_of_nothing(self):
         """At the bound all of 60 subjects are right with a chance of 2.5 %, whatever their number of pictures."""
         subjects = [str(i % 60) for i in range(240)]
         all_right, none = (mean_with_interval([value] * 240, subjects, share=True) for value in (1.0, 0.0))
-        assert all_right.low**60 == pytest.approx(0.025) and all_right.high == 1
-        assert (1 - none.high) ** 60 == pytest.approx(0.025) and none.low == 0
+        assert all_right.low**60 == pytest.approx(0.025, rel=1e-3) and all_right.high == 1
+        assert (1 - none.high) ** 60 == pytest.approx(0.025, rel=1e-3) and none.low == 0
         assert told(Figure(name="a", heading="a", unit="%"), all_right) == "100.0 (94.0..100.0)"
 
     def test_no_values(self):
@@ -107,10 +162,10 @@ class TestIntervals:
             mean_with_interval([], [])
 
     def test_told(self):
-        mean = Mean(mean=0.5, low=0.25, high=0.754, count=8, subjects=4)
+        mean = Mean(mean=0.5, low=0.25, high=0.754, count=8, subjects=8)
         assert told(Figure(name="a", heading="a", unit="%"), mean) == "50.0 (25.0..75.4)"
         alone = Mean(mean=3.0, low=None, high=None, count=1, subjects=1)
-        assert told(Figure(name="a", heading="a", digits=2), alone) == "3.00"
+        assert told(Figure(name="a", heading="a", digits=2), alone) == "3.00 (too few subjects)"
 
 
 class TestOrder:
@@ -164,6 +219,24 @@ class TestPaint:
         assert Image.open(tmp_path / "pictures" / "paper" / "c-1-1.png").getpixel((3, 3)) == (0, 0, 255)
         assert not (tmp_path / "scores.jsonl").exists()
 
+    def test_a_size_that_cannot_be_scored(self, tmp_path):
+        square = Colours()
+        square.square = True
+        order = Order(**ONE, settings=Settings(size=(128, 64)))
+        with pytest.raises(ValueError, match="--size 128x64 with colours: expected equal width and height"):
+            evaluate(square, tmp_path, order, never)
+
+    @pytest.mark.parametrize("inside", ["", "further/inside"])
+    def test_out_is_a_file(self, tmp_path, inside):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ValueError, match=r"--out '.*' cannot be a folder, as '.*file' is a file: choose another"):
+            evaluate(Colours(), tmp_path / "file" / inside, Order(**ONE), never)
+
+    def test_out_cannot_be_written(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("os.access", lambda *_: False)
+        with pytest.raises(ValueError, match=r"--out '.*new' cannot be written: make '.*' writable, or choose another"):
+            evaluate(Colours(), tmp_path / "new", Order(**ONE), never)
+
     def test_an_interrupted_run_goes_on(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, Interrupted(2), phase="paint", settings=Settings(batch_size=3))
@@ -216,8 +289,10 @@ class TestPaint:
             run(tmp_path, other, phase="paint")
 
     def test_what_no_picture_shows_may_change(self, tmp_path):
-        for licence in ("one", "another"):
-            run(tmp_path, ColourPainter(license=licence), phase="paint")
+        pipes = [ColourPainter(license=licence) for licence in ("one", "another")]
+        for pipe in pipes:
+            run(tmp_path, pipe, phase="paint")
+        assert len(pipes[0].calls) == 12 and not pipes[1].calls
 
     def test_other_prompts_do_not_mix_in(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint")
@@ -304,6 +379,16 @@ class TestScore:
         run(tmp_path, benchmark=again, phase="score")
         assert len(again.looked_at) == 12
 
+    def test_scores_of_older_code_are_made_anew(self, tmp_path):
+        """Lines of before there were versions have none; a further figure is in every line then."""
+        older, newer = Colours(), Colours()
+        older.checkpoints, newer.checkpoints = (), ("colours@2",)
+        run(tmp_path, ColourPainter(), benchmark=older)
+        run(tmp_path, benchmark=newer, phase="score")
+        assert len(newer.looked_at) == 12 and {*map(str, (line["checkpoints"] for line in lines(tmp_path)))} == {
+            "['colours@2']"
+        }
+
     def test_scores_of_other_calls_are_kept(self, tmp_path):
         """Fewer cases and a single seed: only their figures are told, and nothing is scored twice."""
         run(tmp_path, ColourPainter())
@@ -322,44 +407,118 @@ class TestScore:
         run(tmp_path, benchmark=again, phase="score")
         assert len(again.looked_at) == len(lines(tmp_path)) == 12
 
-    def test_what_is_missing_is_told(self, tmp_path):
+    def test_an_incomplete_set_is_refused(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint", shard=Shard(index=1, count=4))
-        means = run(tmp_path, phase="score")
-        assert means["plain"]["free"]["right"].count == 3
-        assert json.loads((tmp_path / "table.json").read_text())["pictures"] == "3 of 12"
+        words = r"9 of 12 pictures are missing: '.*c-0-1\.png', .*c-1-1\.png' \.\.\.\. Expected all.*--allow-missing"
+        with pytest.raises(FileNotFoundError, match=words):
+            run(tmp_path, phase="score")
+        assert not (tmp_path / "scores.jsonl").exists()
+
+    def test_columns_of_different_pictures_are_compared_where_both_have_them(self, tmp_path, capsys):
+        """Of `paper` a wrong picture and three others lack: `free` is measured without them as well."""
+        stages = ("free", "paper")
+        run(tmp_path, ColourPainter(wrong={101}), phase="paint", stages=stages)
+        for name in ("c-0-0", "c-1-0", "c-1-1", "c-5-1"):
+            (tmp_path / "pictures" / "paper" / f"{name}.png").unlink()
+        with pytest.raises(FileNotFoundError, match="4 of 24 pictures are missing"):
+            run(tmp_path, phase="score", stages=stages)
+        columns = run(tmp_path, phase="score", stages=stages, allow_missing=True)["plain"]
+        assert {name: (means["right"].mean, means["right"].count) for name, means in columns.items()} == {
+            "free": (1.0, 8), "paper": (1.0, 8),
+        }  # fmt: skip
+        caption = "8 pictures of 3 subjects in a column. Of 12 that were asked for: only what every column has is"
+        assert (
+            caption in " ".join(capsys.readouterr().out.split()) and caption in (tmp_path / "report.html").read_text()
+        )
+        table = json.loads((tmp_path / "table.json").read_text())
+        assert table["pictures"] == "16 of 24"
+        assert table["sha256 of the cases"] != pictures_hash(paintings_of(Colours().cases, "free", 2, tmp_path))
+
+    def test_nothing_in_common(self, tmp_path):
+        run(tmp_path, ColourPainter(), phase="paint", stages=("free", "paper"))
+        for stages, number in (("free", 0), ("paper", 1)):
+            for file in (tmp_path / "pictures" / stages).glob(f"*-{number}.png"):
+                file.unlink()
+        with pytest.raises(FileNotFoundError, match="there is none that every column has"):
+            run(tmp_path, phase="score", allow_missing=True)
+
+    def test_a_line_that_is_none(self, tmp_path):
+        run(tmp_path, ColourPainter())
+        text = (tmp_path / "scores.jsonl").read_text().splitlines(keepends=True)
+        for garbage in ("garbage\n", "[]\n", "{}\n"):
+            (tmp_path / "scores.jsonl").write_text("".join([*text[:2], garbage, *text[2:]]))
+            with pytest.raises(
+                ValueError, match=rf"line 3 of '.*scores\.jsonl' is '{re.escape(garbage[:-1])}'.*Remove"
+            ):
+                run(tmp_path, phase="score")
+
+    @pytest.mark.parametrize("text", ["{}", "[]", "null", '"sha"', "garbage", '{"stages": {}, "size": 3}'])
+    def test_a_run_that_is_none(self, tmp_path, text):
+        run(tmp_path, ColourPainter(), phase="paint")
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"run\.json' does not say what painted the pictures beside it.*--out"):
+            run(tmp_path, phase="score")
 
     def test_nothing_painted(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"run\.json' does not exist"):
             run(tmp_path, phase="score")
 
     def test_pictures_of_another_program(self, tmp_path):
-        """The same code scores them; a wrong name is not theirs."""
-        folder = tmp_path / "rival"
-        folder.mkdir()
-        for name, colour in (
-            ("c-0-0.png", "red"),
-            ("c-0-1.webp", "blue"),
-            ("c-4-0.png", "white"),
-            ("c-9-0.png", "red"),
-        ):
-            Image.new("RGB", (30, 20), colour).save(folder / name, lossless=True)
+        """The same code scores them, whatever their format is; what they are called is the column."""
+        folder = rival(tmp_path)
+        (folder / "c-0-1.png").unlink()
+        Image.new("RGB", (30, 20), "blue").save(folder / "c-0-1.webp", lossless=True)
         means = run(tmp_path / "out", phase="score", images=folder)
         assert list(means["plain"]) == ["rival"]
-        assert means["plain"]["rival"]["right"].mean == pytest.approx(2 / 3)
-        assert [line["model"] for line in lines(tmp_path / "out")] == [None] * 3
-        assert json.loads((tmp_path / "out" / "table.json").read_text())["pictures"] == "3 of 12"
+        assert means["plain"]["rival"]["right"].mean == pytest.approx(11 / 12)
+        assert [line["model"] for line in lines(tmp_path / "out")] == [None] * 12
+        run(tmp_path / "ours", ColourPainter())
+        tables = [json.loads((tmp_path / name / "table.json").read_text()) for name in ("out", "ours")]
+        assert tables[0]["pictures"] == "12 of 12"
+        assert tables[0]["sha256 of the cases"] == tables[1]["sha256 of the cases"]
 
-    @pytest.mark.parametrize("other", ["c-0-00.png", "c-0-².png", "c-0-٣.png"])
-    def test_a_number_is_written_in_one_way(self, tmp_path, other):
-        for name in ("c-0-0.png", other):
-            Image.new("RGB", (8, 8), "red").save(tmp_path / name)
-        assert [each.file.name for each in pictures_found(Colours().cases, tmp_path)] == ["c-0-0.png"]
+    def test_pictures_that_another_program_lacks(self, tmp_path):
+        folder = rival(tmp_path)
+        (folder / "c-4-0.png").unlink()
+        with pytest.raises(FileNotFoundError, match=r"1 of 12 pictures are missing: '.*c-4-0\.png'\. Expected all"):
+            run(tmp_path / "out", phase="score", images=folder)
+        means = run(tmp_path / "out", phase="score", images=folder, allow_missing=True)
+        assert means["plain"]["rival"]["right"].count == 11
+
+    @pytest.mark.parametrize("other", ["c-9-0.png", "c-0-2.png", "d-0-0.jpg", "c-0-00.png", "c-0-².png", "c-0-٣.png"])
+    def test_pictures_that_nobody_asked_for(self, tmp_path, other):
+        """Another case, a number beyond the seeds, a number that is written in another way."""
+        folder = rival(tmp_path)
+        Image.new("RGB", (8, 8), "red").save(folder / other)
+        with pytest.raises(ValueError, match=rf"1 pictures that were not asked for: '.*{other}'\. Expected names such"):
+            run(tmp_path / "out", phase="score", images=folder)
+        means = run(tmp_path / "out", phase="score", images=folder, allow_missing=True)
+        assert means["plain"]["rival"]["right"].count == 12
+        assert other in json.loads((tmp_path / "out" / "table.json").read_text())["left out"]
+
+    def test_another_folder_of_the_same_name(self, tmp_path):
+        """Its scores would stand under the same name; scored again, the first one's stay as they are."""
+        first, second = (rival(tmp_path / name, "painted") for name in ("a", "b"))
+        for _ in range(2):
+            run(tmp_path / "out", phase="score", images=first)
+        before = lines(tmp_path / "out")
+        with pytest.raises(
+            ValueError, match=r"b/painted' and '.*a/painted', whose scores are in.*another --out, or rena"
+        ):
+            run(tmp_path / "out", phase="score", images=second)
+        assert lines(tmp_path / "out") == before and {line["seed"] for line in before} == {None}
+
+    def test_a_picture_that_is_not_square(self, tmp_path):
+        folder, square = rival(tmp_path), Colours()
+        square.square = True
+        with pytest.raises(ValueError, match=r"c-0-0\.png' has 30x20 pixels: expected a square picture.*equal width"):
+            run(tmp_path / "out", benchmark=square, phase="score", images=folder)
 
     def test_two_files_of_one_picture(self, tmp_path):
         for name in ("c-0-0.png", "c-0-1.png", "c-0-0.jpg"):
             Image.new("RGB", (8, 8), "red").save(tmp_path / name)
         with pytest.raises(ValueError, match=r"c-0-0\.jpg' and 'c-0-0\.png' are there: expected one of them"):
-            pictures_found(Colours().cases, tmp_path)
+            pictures_named(Colours().cases, 2, tmp_path)
 
     def test_scores_of_a_model_are_not_replaced(self, tmp_path):
         run(tmp_path, ColourPainter(), phase="paint")
@@ -402,7 +561,7 @@ class TestReport:
         table = json.loads((out / "table.json").read_text())
         assert table["parts"]["plain"]["free"]["right"]["mean"] == pytest.approx(10 / 12)
         assert table["model"] == "painter" and table["pictures"] == "24 of 24" and table["sharpness"] == "12.50"
-        assert table["scored by"] == "someone/eyes@1" and "resamples of the subjects" in table["intervals"]
+        assert table["scored by"] == "someone/eyes@1" and "Clopper and Pearson" in table["intervals"]
 
     def test_the_page_holds_everything_and_loads_nothing(self, out):
         page = Page((out / "report.html").read_text())
@@ -415,13 +574,28 @@ class TestReport:
             assert words in page.words
         assert any(words.startswith("83.3 (") for words in page.words)
 
-    def test_cases_have_a_name_for_good(self, out):
-        """By hand: names, subjects, prompts and seeds. Another prompt is another benchmark."""
-        table = json.loads((out / "table.json").read_text())
-        assert table["sha256 of the cases"] == cases_hash(Colours().cases)
+    def test_what_was_measured_has_a_name_for_good(self, out):
+        """By hand: names, subjects, prompts, seeds and numbers of pictures. Another prompt or number is another one."""
+        asked = [[f"c-{i}", f"s{i // 2}", colour, 100 + i, [0, 1]] for i, colour in enumerate(PROMPTS)]
+        known = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        assert json.loads((out / "table.json").read_text())["sha256 of the cases"] == known
+        changed = [replace(Colours().cases[0], prompt="navy"), *Colours().cases[1:]]
+        for cases, number in ((changed, 2), (Colours().cases[:-1], 2), (Colours().cases, 1), (Colours().cases, 3)):
+            assert pictures_hash(paintings_of(cases, "free", number, out)) != known
+
+    def test_cases_have_a_name_for_good(self):
+        """By hand: names, subjects, prompts and seeds."""
         asked = [[f"c-{i}", f"s{i // 2}", colour, 100 + i] for i, colour in enumerate(PROMPTS)]
-        assert table["sha256 of the cases"] == hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        assert cases_hash(Colours().cases) == hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         assert cases_hash([replace(Colours().cases[0], prompt="navy")]) != cases_hash(Colours().cases[:1])
+
+    def test_columns_of_different_sizes_are_told(self):
+        """As requests of two kinds."""
+        rows = {
+            name: {"right": Mean(mean=0.5, low=None, high=None, count=n, subjects=3)}
+            for name, n in (("a", 4), ("b", 9))
+        }
+        assert caption(Colours(), "plain", rows).endswith("a: 4 pictures of 3 subjects; b: 9 pictures of 3 subjects.")
 
     def test_so_have_references(self, out):
         """By hand: the pixels of each case's reference. Another reference is another one, with the same cases."""

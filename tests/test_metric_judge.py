@@ -39,15 +39,22 @@ class Scripted:
 
 
 class TestAnswers:
-    @pytest.mark.parametrize("answer", ["Score: 7", "It is the same mug.\nBut darker.\n\nScore: 7\n", " Score: 7 "])
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "Score: 7", "It is the same mug.\nBut darker.\n\nScore: 7\n", " Score: 7 ", "**Score: 7**", "**Score:** 7",
+            "Score: **7**", "Score: 7.", "Score: 7/10", "**Score: 7 / 10.**", "### Score: 7", "`Score: 7`",
+        ],
+    )  # fmt: skip
     def test_a_score(self, answer):
         assert score_in(answer, 10) == 7
 
     @pytest.mark.parametrize(
         "answer",
         [
-            "", "\n", "I cannot judge this.", "Score: 11", "Score: -1", "Score: 7/10", "Score: 7.5", "score: 7",
-            "**Score: 7**", "Score: 7\nThank you.", "Score: N", "Score:", "Score: \u0667", "7",
+            "", "\n", "I cannot judge this.", "Score: 11", "Score: -1", "Score: 7/4", "Score: 7.5", "score: 7",
+            "Score: 7\nThank you.", "Score: N", "Score:", "Score: \u0667", "7", "Score: 7 [cut off]", "Score: 7/",
+            "Score: 11/10", "Score: 7 8",
         ],
     )  # fmt: skip
     def test_a_refusal(self, answer):
@@ -149,7 +156,9 @@ class TestLocalModel:
             ids = torch.cat([ids, following[None, None]], dim=1)
             if following == network.generation_config.eos_token_id:
                 break
-        assert model([question]) == [processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True)]
+        said = processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+        ended = ids[0, -1] == network.generation_config.eos_token_id
+        assert model([question]) == [said if ended else said + " [cut off]"]
 
     def test_batch_equals_singles(self, model):
         questions = [
@@ -188,7 +197,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(404, {"error": {"message": "no such model"}})
         content = None if asked["model"] == "mute" else answer_to(asked["messages"][0]["content"])
         message = {"role": "assistant", "content": content}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        reason = "length" if asked["model"] == "talkative" else "stop"
+        choice = {"index": 0, "message": message, "finish_reason": reason}
         head = {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"]}
         return self.reply(200, {**head, "choices": [choice]})
 
@@ -242,6 +252,10 @@ class TestEndpoint:
 
     def test_nothing_said(self, server):
         assert Endpoint.connect("mute", server.url)([Question(images=(), text="?")]) == [""]
+
+    def test_cut_off(self, server):
+        (answer,) = Endpoint.connect("talkative", server.url)([Question(images=(), text="?")])
+        assert answer == "[] ? [cut off]" and score_in("Score: 7" + answer, 10) is None
 
     def test_an_error_names_the_endpoint(self, server):
         with pytest.raises(ConnectionError, match=f"'broken@{server.url}/' gave no answer: .*no such model"):

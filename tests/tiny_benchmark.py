@@ -20,6 +20,7 @@ class Colours:
     identity, obedience = "likeness", "right"
     figures = (Figure(name="likeness", heading="likeness", unit="%"), Figure(name="right", heading="right", unit="%"))
     checkpoints = ("someone/eyes@1",)
+    square = False
 
     def __init__(self, ground="gray"):
         """ground: of the first subject's reference."""

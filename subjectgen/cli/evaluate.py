@@ -14,6 +14,11 @@ from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offl
 if TYPE_CHECKING:
     from subjectgen.evaluate.run import Order
 
+PAINTING = (  # options that are read to paint alone, by the names of their parameters
+    "model", "adapter", "stages", "steps", "size", "batch_size", "quantization", "offload", "attention_backend",
+    "compile",
+)  # fmt: skip
+SCORING = ("allow_missing", "metric", "judge_url", "judge_model", "judge_scale")  # and to score alone
 commands = typer.Typer(name="evaluate", help="Measure a model.", no_args_is_help=True)
 
 Phase = Annotated[
@@ -36,6 +41,13 @@ Images = Annotated[
         help="Score this folder instead: pictures <case>-<k>.png of another program, as cases.jsonl names them."
     ),
 ]
+AllowMissing = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing",
+        help="Score although pictures are missing, or others are there: only what every column has is compared.",
+    ),
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")]
 Size = Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures painted together; the same ones, whatever it is.")]
@@ -44,6 +56,7 @@ Cutouts = Annotated[Path | None, typer.Option(help="A folder of pictures with al
 
 @commands.command()
 def emoji(
+    context: typer.Context,
     model: Model = "mini",
     adapter: Adapter = None,
     num_prompts: Annotated[int, typer.Option(min=1, help="Prompts of the part one; others have half as many.")] = 200,
@@ -54,6 +67,7 @@ def emoji(
     phase: Phase = "all",
     shard: ShardOption = "1/1",
     images: Images = None,
+    allow_missing: AllowMissing = False,
     steps: Steps = None,
     size: Size = None,
     batch_size: BatchSize = 20,
@@ -67,7 +81,8 @@ def emoji(
     from subjectgen.evaluate.emoji import PARTS, EmojiBenchmark
     from subjectgen.evaluate.run import evaluate
 
-    order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
+    order = _order(model, phase, stages, num_seeds, shard, images, allow_missing, steps, size, batch_size)
+    _check_read(context, order.paints, order.scores)
     benchmark = EmojiBenchmark(num_prompts, cutouts, part or tuple(PARTS))
     options = (adapter, quantization, offload, attention_backend, compile)
     evaluate(benchmark, out, order, lambda: open_model(model, *options))
@@ -75,6 +90,7 @@ def emoji(
 
 @commands.command()
 def dreambench(
+    context: typer.Context,
     data: Annotated[
         Path | None, typer.Option(help="The folder with a folder of photographs for each of the 30 subjects.")
     ] = None,
@@ -106,6 +122,7 @@ def dreambench(
     phase: Phase = "all",
     shard: ShardOption = "1/1",
     images: Images = None,
+    allow_missing: AllowMissing = False,
     steps: Steps = None,
     size: Size = None,
     batch_size: BatchSize = 1,
@@ -118,7 +135,8 @@ def dreambench(
     from subjectgen.evaluate.dreambench import PAINTED, DreamBench, whole_data
     from subjectgen.evaluate.run import evaluate
 
-    order = _order(model, phase, stages, num_seeds, shard, images, steps, size, batch_size)
+    order = _order(model, phase, stages, num_seeds, shard, images, allow_missing, steps, size, batch_size)
+    _check_read(context, order.paints, order.scores)
     judge, asked = JudgeOptions(model=judge_model, url=judge_url, scale=judge_scale), metric or ("dino", "clip")
     check_metrics(asked, judge)
     data = whole_data(data)
@@ -130,6 +148,7 @@ def dreambench(
 
 @commands.command()
 def reasoning(
+    context: typer.Context,
     model: Model = "mini",
     num_prompts: Annotated[int, typer.Option(min=1, help="Cluttered references to read.")] = 200,
     num_riddles: Annotated[int, typer.Option(min=1, help="Indirect requests; the paper's set has 350.")] = 350,
@@ -150,6 +169,7 @@ def reasoning(
     from subjectgen.evaluate.reasoning_run import evaluate as evaluate_reasoning
 
     order = Order(model=model, phase=phase, shard=Shard.parse(shard), command=_command())
+    _check_read(context, phase != "score", phase != "paint")
     benchmark = ReasoningBenchmark(num_prompts, num_riddles, cutouts)
     evaluate_reasoning(benchmark, out, order, lambda: open_model(model))
 
@@ -161,6 +181,7 @@ def _order(
     num_seeds: int,
     shard: str,
     images: Path | None,
+    allow_missing: bool,
     steps: int | None,
     size: str | None,
     batch_size: int,
@@ -177,8 +198,24 @@ def _order(
         settings=Settings(size=parse_size(size), steps=steps, batch_size=batch_size),
         shard=Shard.parse(shard),
         images=images,
+        allow_missing=allow_missing,
         command=_command(),
     )
+
+
+def _check_read(context: typer.Context, paints: bool, scores: bool) -> None:
+    """Raise ValueError for options that were typed and would change nothing: they would be told as if they had."""
+    unread = (*(() if paints else PAINTING), *(() if scores else SCORING))
+    typed = [name for name in context.params if name in unread and _is_typed(context, name)]
+    if typed:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in typed)
+        done, phase = "scored" if paints else "painted", context.params["phase"]
+        raise ValueError(f"{options} with --phase {phase}: nothing is {done} here that it would change. Leave it out.")
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _command() -> str:

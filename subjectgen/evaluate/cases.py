@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from subjectgen.files import whole_file
 
 SEEDS_APART = 100_000  # between the seeds of one case; those of neighbouring cases differ by one
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+CUT_OFF = " [cut off]"  # ends an answer that was longer than there was room for
 CASES, REFERENCES = "cases.jsonl", "references"
-NUMBER = re.compile(r"0|[1-9][0-9]*")  # each in one way: 00 would be a second picture 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Case:
 
     name: str  # no other case of the benchmark has it; names of files begin with it
     part: str  # figures are of one part
-    subject: str  # the first, if there are several: intervals resample these
+    subject: str  # the first, if there are several: intervals are over these
     prompt: str
     seed: int  # of its first picture
 
@@ -52,7 +53,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What was found of one picture: scores by name, and what a judge said word for word."""
+    """What was found of one picture: scores by name, and what a judge said word for word, or up to CUT_OFF."""
 
     scores: dict[str, float]
     answers: dict[str, str] = field(default_factory=dict)
@@ -79,7 +80,8 @@ class Benchmark(Measured, Protocol):
     """What is painted and scored: cases, their references, and the scores of a picture."""
 
     cases: Sequence[Any]  # of its own kind of Case
-    checkpoints: tuple[str, ...]  # "repo@revision" of what scores
+    checkpoints: tuple[str, ...]  # "repo@revision" of what scores; a version of what needs none
+    square: bool  # whether a picture must be as wide as high
 
     def references(self, case: Any) -> list[Image.Image]:
         """The pictures of its subjects, in the prompt's order."""
@@ -146,6 +148,17 @@ def cases_hash(cases: Sequence[Case]) -> str:
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
+def pictures_hash(paintings: Sequence[Painting]) -> str:
+    """sha256 of what `cases_hash` covers of each case and of the numbers of its pictures: tables with the same one
+    have the same prompts and as many pictures of each in every column."""
+    numbers: dict[str, set[int]] = {}
+    for each in paintings:
+        numbers.setdefault(each.case.name, set()).add(each.number)
+    cases = {each.case.name: each.case for each in paintings}.values()
+    shown = [[case.name, case.subject, case.prompt, case.seed, sorted(numbers[case.name])] for case in cases]
+    return hashlib.sha256(json.dumps(sorted(shown)).encode()).hexdigest()
+
+
 def references_hash(benchmark: Benchmark) -> str:
     """sha256 of the names of cases, each with the pixels of its references: all that a picture is painted from but the
     prompt and the seed, which `cases_hash` covers."""
@@ -160,28 +173,6 @@ def paintings_of(cases: Sequence[Case], stages: str, num_seeds: int, folder: Pat
         for case in cases
         for k in range(num_seeds)
     ]
-
-
-def pictures_found(cases: Sequence[Case], folder: Path) -> list[Painting]:
-    """Pictures that something else made, named `<case>-<k>` with any of ENDINGS.
-
-    Raises FileNotFoundError if there is none, ValueError where two files are the same picture of a case.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--images '{folder}' is not a folder: expected one with pictures <case>-<k>.png.")
-    known = {case.name: case for case in cases}
-    found = []
-    for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS):
-        name, _, k = file.stem.rpartition("-")
-        if name in known and NUMBER.fullmatch(k):
-            found.append(Painting(case=known[name], stages=folder.resolve().name, number=int(k), file=file))
-    if not found:
-        raise FileNotFoundError(
-            f"--images '{folder}' holds no picture of this benchmark: expected names such as {cases[0].name}-0.png, "
-            f"with a case of {CASES} and a number from 0 on."
-        )
-    check_distinct([each.file for each in found])
-    return found
 
 
 def check_distinct(files: Sequence[Path]) -> None:
@@ -255,6 +246,15 @@ def _saved(image: Image.Image, folder: Path) -> str:
         with whole_file(file) as temporary:
             image.save(temporary, format="PNG")
     return file.name
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError unless `out` is a folder that can be written, or can be made."""
+    first = next(each for each in (out, *out.absolute().parents) if each.exists())
+    if not first.is_dir():
+        raise ValueError(f"--out '{out}' cannot be a folder, as '{first}' is a file: choose another --out.")
+    if not os.access(first, os.W_OK | os.X_OK):
+        raise ValueError(f"--out '{out}' cannot be written: make '{first}' writable, or choose another --out.")
 
 
 def check_phase(phase: str, phases: Sequence[str], shard: Shard) -> None:

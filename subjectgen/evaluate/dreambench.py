@@ -38,6 +38,12 @@ FIGURES = {
     "patch_recall": Figure(name="patch_recall", heading="patch recall (ours)", digits=4),
     "azimuth_difference": Figure(name="azimuth_difference", heading="azimuth difference", unit="degrees"),
     "polar_difference": Figure(name="polar_difference", heading="polar difference", unit="degrees"),
+    "judge_refused": Figure(
+        name="judge_refused",
+        heading="judge refused",
+        meaning="no score at the end of an answer: these pictures are in no other figure of the judge",
+        unit="%",
+    ),
 }
 EXPECTED = (
     f"expected the {len(CLASSES)} folders with {sum(PHOTOGRAPHS.values())} photographs of "
@@ -57,6 +63,7 @@ class DreamBench:
 
     name = "dreambench"
     parts = PARTS
+    square = False
 
     def __init__(
         self,

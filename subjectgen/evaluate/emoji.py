@@ -26,6 +26,7 @@ from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
 
 NUM_SUBJECTS = 60  # own truth against that of 59 others
+VERSION = "emoji@2"  # of what scores: whatever changes a score or adds one counts it up, and all is scored anew
 SEED = 2605  # of prompts and noise; training never draws from it
 PARTS = {
     "one": "one subject, asked for in wordings that were trained on",
@@ -74,10 +75,11 @@ class EmojiBenchmark:
 
     name = "emoji"
     parts = PARTS
+    square = True
     figures = FIGURES
     identity: str | None = "identity"
     obedience: str | None = "obedience"
-    checkpoints: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = (VERSION,)
 
     def __init__(self, num_prompts: int, cutouts: Path | None = None, parts: Sequence[str] = ("one",)):
         """Raises ValueError for an unknown part, or where there are too few subjects."""

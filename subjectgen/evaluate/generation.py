@@ -91,21 +91,37 @@ def settings_of(pipe: SubjectPipeline) -> dict[str, str]:
     }
 
 
-def read_run(out: Path) -> Run:
-    """What `write_run` wrote. Raises FileNotFoundError where nothing was painted yet."""
-    if not (out / RUN).is_file():
+def read_run(file: Path) -> Run:
+    """What `write_run` wrote. Raises FileNotFoundError where nothing was painted yet, ValueError for anything else."""
+    if not file.is_file():
         raise FileNotFoundError(
-            f"'{out / RUN}' does not exist: expected the folder of a run that has painted. Run --phase paint first, or "
-            "score pictures of another program with --images."
+            f"'{file}' does not exist: expected the folder of a run that has painted. Run --phase paint first, or "
+            "score pictures of another program with --images, where a benchmark has it."
         )
-    facts = json.loads((out / RUN).read_text())
-    stages = {name: resolve_stages(each) for name, each in facts["stages"].items()}
-    return Run(**{**facts, "stages": stages, "size": tuple(facts["size"])})
+    try:
+        facts = json.loads(file.read_text())
+        stages = {name: resolve_stages(each) for name, each in facts["stages"].items()}
+        return Run(**{**facts, "stages": stages, "size": tuple(facts["size"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"'{file}' does not say what painted the pictures beside it ({error!r}). {REMEDY}") from error
 
 
-def write_run(out: Path, run: Run) -> None:
-    with whole_file(out / RUN) as temporary:
+def write_run(file: Path, run: Run) -> None:
+    with whole_file(file) as temporary:
         temporary.write_text(json.dumps(asdict(run), indent=1) + "\n")
+
+
+def facts_of(run: Run) -> dict[str, object]:
+    """What a table says of it."""
+    return {
+        "model": run.model,
+        "sha256 of the model": run.sha256,
+        "stages of its own": run.default,
+        "size": f"{run.size[0]}x{run.size[1]}",
+        "steps": run.steps,
+        "guidance scale": run.guidance_scale,
+        **{name: f"{value:.2f}" for name, value in run.measured.items()},
+    }
 
 
 def joined(earlier: Run, run: Run) -> Run:

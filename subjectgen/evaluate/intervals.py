@@ -1,18 +1,18 @@
-"""Means and their 95 % intervals: by the bootstrap over subjects, exact for shares of which all are 0 or all are 1."""
+"""Means and their 95 % intervals, over subjects: exact bounds of shares, Student's of everything else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 2000
-SEED = 2605
 LEVEL = 95.0  # percent
 TAIL = (100 - LEVEL) / 200  # at each end
-RESAMPLED = (
-    f"{LEVEL:g} % intervals: percentiles of {RESAMPLES} bootstrap resamples of the subjects, each with all of its "
-    "prompts and seeds. Of a share that is 0 or 100 % throughout, the exact bound of Clopper and Pearson, with as many "
-    "trials as there are subjects."
+FEWEST = 5  # subjects of which an interval can be told
+DOUBT = 2.0  # wrong (or right) subjects' worth of the belief that pictures of one subject are all alike
+INTERVALS = (
+    f"{LEVEL:g} % intervals over subjects, each with all of its prompts and seeds: of shares the exact bounds of "
+    "Clopper and Pearson with an effective number of trials, by how alike pictures of one subject are (Korn and "
+    "Graubard); of everything else Student's t over subjects."
 )
 
 
@@ -20,7 +20,7 @@ RESAMPLED = (
 class Mean:
     """A mean of `count` values about `subjects` subjects; without an interval where none can be told.
 
-    That is where there is a single subject, or where all values are equal and are no share of 0 or 1 throughout.
+    That is where there are fewer than FEWEST subjects, or where all values are equal and are no share.
     """
 
     mean: float
@@ -33,37 +33,74 @@ class Mean:
 def mean_with_interval(values: Sequence[float], subjects: Sequence[str], *, share: bool = False) -> Mean:
     """The mean of all values and its interval; `subjects` says whom each value is about, `share` that all are 0..1.
 
-    Values about one subject resemble each other, so subjects are resampled whole: more seeds of the same subjects make
-    no interval narrower than the subjects allow. Raises ValueError if there are no values.
+    Values about one subject resemble each other: more seeds of the same subjects make no interval narrower than the
+    subjects allow. Raises ValueError if there are no values.
     """
     if not len(values) or len(values) != len(subjects):
         raise ValueError(f"{len(values)} values about {len(subjects)} subjects: expected one subject a value, and some")
     names, index = np.unique(np.asarray(subjects), return_inverse=True)
-    low, high = _interval(np.asarray(values, float), index, share) if len(names) > 1 else (None, None)
-    return Mean(mean=float(np.mean(values)), low=low, high=high, count=len(values), subjects=len(names))
+    mean, number = float(np.mean(values)), len(names)
+    low, high = None, None
+    if number >= FEWEST:
+        variance = _variance(np.asarray(values, float) - mean, index)
+        low, high = _of_share(mean, variance, number) if share else _of_mean(mean, variance, number)
+    return Mean(mean=mean, low=low, high=high, count=len(values), subjects=number)
 
 
-def _interval(values: np.ndarray, index: np.ndarray, share: bool) -> tuple[float | None, float | None]:
-    """Exact where a share is 0 or 1 throughout, as resampling has nothing to vary there."""
-    if values.min() < values.max():
-        return _bootstrap(np.bincount(index, weights=values), np.bincount(index))
-    return _throughout(values[0], int(index.max()) + 1) if share and values[0] in (0, 1) else (None, None)
+def _variance(residuals: np.ndarray, index: np.ndarray) -> float:
+    """Of the mean, if subjects are drawn: linearised, as the mean is a ratio of their sums and counts."""
+    sums = np.bincount(index, weights=residuals)
+    return float(len(sums) / (len(sums) - 1) * (sums**2).sum() / len(residuals) ** 2)
 
 
-def _throughout(value: float, number: int) -> tuple[float, float]:
-    """Of a share that is 0 or 1 of each of `number` subjects (Clopper and Pearson, Biometrika 26, 1934).
+def _of_mean(mean: float, variance: float, number: int) -> tuple[float | None, float | None]:
+    """Student's t over subjects; nothing where nothing varies."""
+    arm = student(number - 1.0) * variance**0.5
+    return (mean - arm, mean + arm) if arm else (None, None)
 
-    With a true share below tail ** (1 / number) all of them are 1 less often than the tail. That holds for means of
-    several values as well: one of 0..1 is 1 no more often than its expectation.
+
+def _of_share(mean: float, variance: float, number: int) -> tuple[float, float]:
+    """Clopper and Pearson (Biometrika 26, 1934), with the trials of Korn and Graubard (Survey Methodology 24, 1998)."""
+    trials = _trials(mean, variance, number)
+    right, wrong = trials * mean, trials * (1 - mean)
+    low = beta_quantile(TAIL, right, wrong + 1) if mean > 0 else 0.0
+    high = beta_quantile(1 - TAIL, right + 1, wrong) if mean < 1 else 1.0
+    return low, high
+
+
+def _trials(mean: float, variance: float, number: int) -> float:
+    """How many independent answers would be as sure: their number where no two are about one subject.
+
+    Few wrong answers do not show how alike those about one subject are. All alike, each subject is one trial: that is
+    believed of a share of 0 or 1, and the less the more answers speak. An estimate over few subjects is itself unsure,
+    for which trials are taken off by the ratio of Student's quantiles.
     """
-    bound = float(TAIL ** (1 / number))
-    return (bound, 1.0) if value else (0.0, 1 - bound)
+    alike = 1 / (number - 1)
+    if not 0 < mean < 1:
+        return float(number)
+    telling = number * min(mean, 1 - mean)
+    seen = variance / (mean * (1 - mean))
+    believed = max(seen, (telling * seen + DOUBT * alike) / (telling + DOUBT))
+    trials = 1 + 1 / believed
+    return trials * min(1.0, (student(trials - 1) / student(number - 1.0)) ** 2)
 
 
-def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """How far the mean moves when subjects are drawn anew, with replacement."""
-    number = len(sums)
-    drawn = np.random.default_rng(SEED).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
-    means = (drawn @ sums) / (drawn @ counts)
-    low, high = np.percentile(means, [100 * TAIL, 100 * (1 - TAIL)])
-    return float(low), float(high)
+def student(freedom: float) -> float:
+    """The upper quantile of Student's t, as t**2 / (freedom + t**2) is of a beta distribution."""
+    share = beta_quantile(LEVEL / 100, 0.5, freedom / 2)
+    return float(np.sqrt(freedom * share / (1 - share)))
+
+
+def beta_quantile(level: float, a: float, b: float) -> float:
+    """Of a beta distribution, a, b > 0: its density of log(x / (1 - x)) is smooth, and summed on a grid about its top.
+
+    Its tails end as exp(a t) and exp(-b t): the grid reaches where nothing is left of them.
+    """
+    spread = 12 * (1 / a + 1 / b) ** 0.5
+    centre, low, high = np.log(a / b), spread + 40 / a, spread + 40 / b
+    grid = np.linspace(centre - low, centre + high, 8_001)
+    logarithm = -a * np.logaddexp(0, -grid) - b * np.logaddexp(0, grid)
+    density = np.exp(logarithm - logarithm.max())
+    summed = np.cumsum(density) - density / 2
+    found = np.interp(level, summed / density.sum(), grid)
+    return float(1 / (1 + np.exp(-found)))

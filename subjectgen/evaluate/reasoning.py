@@ -17,9 +17,11 @@ from subjectgen.data.world import COLOURS, POSES, Scene, random_scene
 from subjectgen.evaluate import plan_scores
 from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
 from subjectgen.evaluate.emoji import SEED, EmojiBenchmark, EmojiCase, pixels_of, random_single
+from subjectgen.evaluate.emoji import VERSION as EMOJI
 from subjectgen.evaluate.sheet import picture_of
 from subjectgen.evaluate.shown import Pixels, SceneReader, nearest
 
+VERSION = "reasoning@2"  # of what scores pictures here, as that of emoji's
 PICTURES = (0.5, 0.5)  # shares of riddles about one and about two references
 PARTS = {
     "reading": "what plans say of all references",
@@ -46,9 +48,10 @@ class ReasoningBenchmark:
 
     name = "reasoning"
     parts = PARTS
+    square = True
     identity: str | None = None
     obedience: str | None = None
-    checkpoints: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = (VERSION, EMOJI)
     figures: tuple[Figure, ...] = (
         *plan_scores.FIGURES,
         Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),

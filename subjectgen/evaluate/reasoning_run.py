@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,18 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from subjectgen.evaluate.cases import Painting, Shard, check_cases, check_phase, paintings_of, write_cases
-from subjectgen.evaluate.generation import PICTURES, REMEDY
+from subjectgen.evaluate.cases import (
+    Painting,
+    Shard,
+    check_cases,
+    check_out,
+    check_phase,
+    paintings_of,
+    pictures_hash,
+    references_hash,
+    write_cases,
+)
+from subjectgen.evaluate.generation import PICTURES, Run, Settings, facts_of, joined, read_run, run_of, write_run
 from subjectgen.evaluate.plan_scores import decision_scores, read_scores
 from subjectgen.evaluate.plots import check_plots
 from subjectgen.evaluate.reasoning import Asked, Question, ReasoningBenchmark
@@ -26,10 +36,10 @@ from subjectgen.pipeline import SubjectPipeline
 from subjectgen.reasoning.paint import words_and_references
 from subjectgen.reasoning.plan import Plan, PlanError
 from subjectgen.references import cropped_as_seen
-from subjectgen.weights import model_hash
 
 PHASES = ("all", "paint", "score")
 MODEL, PLANS = "model.json", "plans"
+OWN = ("default",)  # stages by which pictures are painted: the model's own
 BATCH = 20  # plans written together, and pictures painted together
 WHOLE_REFERENCE, PLANNED_BOX = CLUTTER = ("whole reference", "planned box")
 PLAIN, BY_PLAN = INDIRECT = ("without a plan", "with a plan")
@@ -51,22 +61,24 @@ class Order:
 
 def evaluate(benchmark: ReasoningBenchmark, out: Path, order: Order, open_pipe: Callable[[], SubjectPipeline]) -> Means:
     """Plan, paint and score, as far as ordered. => the means, none where nothing was scored."""
+    check_out(out)
     if order.phase != "paint":
         check_plots()
     if order.phase != "score":
-        make(open_pipe(), benchmark, out, order.shard)
+        make(open_pipe(), benchmark, out, order)
     return {} if order.phase == "paint" else measure(benchmark, out, order)
 
 
-def make(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, out: Path, shard: Shard) -> None:
+def make(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, out: Path, order: Order) -> None:
     """Plans and pictures of this shard's requests, but for those that are there.
 
-    Raises ValueError if another model, or the answer to other requests, is there.
+    Raises ValueError if those of another model or of other settings, or the answer to other requests, are there.
     """
     pipe.set_progress_bar_config(disable=True)
     write_cases(benchmark, out, 1)
-    _check_model(out, model_hash(pipe.components))
-    cases = benchmark.cases[shard.index - 1 :: shard.count]
+    run = reasoning_run_of(pipe, benchmark, order.model)
+    write_run(out / MODEL, joined(read_run(out / MODEL), run) if (out / MODEL).exists() else run)
+    cases = benchmark.cases[order.shard.index - 1 :: order.shard.count]
     write_plans(pipe, benchmark, [case for case in cases if not plan_file(out, case).exists()], out)
     waiting = [each for case in cases for each in paintings(case, out) if not each.file.exists()]
     for batch in track(list(_batches(waiting)), "painting"):
@@ -143,13 +155,19 @@ def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
             f"{len(missing)} of {len(files)} plans and pictures lack in '{out}', the first is '{missing[0]}': expected "
             "all. Run --phase paint first, for every shard."
         )
-    sha256 = json.loads((out / MODEL).read_text())
-    pictures = score(benchmark, painted, out, sha256)
+    run = read_run(out / MODEL)
+    pictures = score(benchmark, painted, out, run.sha256)
     plans = [line for case in benchmark.cases for line in plan_lines(benchmark, case, read_plan(out, case))]
-    lines = [*({"benchmark": benchmark.name, **line, "model": sha256} for line in plans), *pictures]
+    lines = [*({"benchmark": benchmark.name, **line, "model": run.sha256} for line in plans), *pictures]
     write_lines(out / SCORES, (read_lines(out / SCORES) | {key_of(line): line for line in lines}).values())
     means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, out)
-    about = {"model": order.model, "sha256 of the model": sha256, "command": order.command}
+    about = facts_of(run) | {
+        "pictures": f"{len(painted)} of {len(painted)}",
+        "command": order.command,
+        "sha256 of the cases": pictures_hash(painted),
+        "sha256 of the references": references_hash(benchmark),
+        "scored by": ", ".join(benchmark.checkpoints),
+    }
     write_table(out, means, about)
     with whole_file(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
@@ -182,12 +200,11 @@ def contact_sheet(benchmark: ReasoningBenchmark, out: Path) -> Image.Image:
     return captioned_sheet(("reference", "truth", *INDIRECT), rows)
 
 
-def _check_model(out: Path, sha256: str) -> None:
-    """Note whose answers are in this folder."""
-    if (out / MODEL).exists() and (known := json.loads((out / MODEL).read_text())) != sha256:
-        raise ValueError(f"sha256 of the model is {sha256} and was {known} for what is in --out. {REMEDY}")
-    with whole_file(out / MODEL) as temporary:
-        temporary.write_text(json.dumps(sha256))
+def reasoning_run_of(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, model: str) -> Run:
+    """What is about to plan and paint: beside what changes pictures, what changes plans."""
+    run = run_of(pipe, benchmark, model, OWN, Settings())
+    planning = {name: str(pipe.config.get(name)) for name in ("plan_instruction", "max_references")}
+    return replace(run, settings=run.settings | planning)
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

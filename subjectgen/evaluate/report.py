@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from subjectgen.evaluate.cases import Figure, Measured, figure_of
-from subjectgen.evaluate.intervals import RESAMPLED
+from subjectgen.evaluate.intervals import INTERVALS
 from subjectgen.evaluate.plots import by_subject, curve, svg_of
 from subjectgen.evaluate.scoring import Line
-from subjectgen.evaluate.table import Means, caption, rows_of
+from subjectgen.evaluate.table import EVERYTHING, Means, caption, rows_of
 from subjectgen.files import whole_file
 
 REPORT = "report.html"
@@ -35,10 +35,11 @@ def write_report(
     lines: Sequence[Line],
     sheet: Image.Image,
     about: Mapping[str, object],
+    asked: Mapping[str, int] = EVERYTHING,
 ) -> None:
     """Write `report.html`: what was measured, tables, plots of the first part, and the contact sheet."""
     with whole_file(out / REPORT) as temporary:
-        found = [*_facts(about), *_tables(benchmark, means), *_plots(benchmark, means, lines)]
+        found = [*_facts(about), *_tables(benchmark, means, asked), *_plots(benchmark, means, lines)]
         body = "\n".join([*found, "<h2>Pictures</h2>", _image(sheet)])
         temporary.write_text(_page(f"{benchmark.name}: {about['model']}", body), encoding="utf-8")
 
@@ -54,20 +55,20 @@ def _facts(about: Mapping[str, object]) -> list[str]:
     return ["<dl>", *entries, "</dl>"]
 
 
-def _tables(benchmark: Measured, means: Means) -> list[str]:
+def _tables(benchmark: Measured, means: Means, asked: Mapping[str, int]) -> list[str]:
     """A table a part."""
-    tables = [_table(benchmark, part, means) for part in means]
+    tables = [_table(benchmark, part, means, asked) for part in means]
     meanings = _facts({each.heading: each.meaning for each in benchmark.figures if each.meaning})
-    return ["<h2>Figures</h2>", f"<p>{html.escape(RESAMPLED)}</p>", *tables, *meanings]
+    return ["<h2>Figures</h2>", f"<p>{html.escape(INTERVALS)}</p>", *tables, *meanings]
 
 
-def _table(benchmark: Measured, part: str, means: Means) -> str:
+def _table(benchmark: Measured, part: str, means: Means, asked: Mapping[str, int]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *means[part]))
     rows = [
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
         for row in rows_of(benchmark, means[part])
     ]
-    words = html.escape(caption(benchmark, part, means[part]))
+    words = html.escape(caption(benchmark, part, means[part], asked))
     return f"<table><caption>{words}</caption><tr>{head}</tr>\n" + "\n".join(rows) + "</table>"
 
 

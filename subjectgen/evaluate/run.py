@@ -10,12 +10,12 @@ from subjectgen.evaluate.cases import (
     Benchmark,
     Painting,
     Shard,
-    cases_hash,
     check_cases,
+    check_out,
     check_phase,
     figure_of,
     paintings_of,
-    pictures_found,
+    pictures_hash,
     references_hash,
     write_cases,
 )
@@ -25,12 +25,14 @@ from subjectgen.evaluate.generation import (
     STAGES,
     Run,
     Settings,
+    facts_of,
     joined,
     paint,
     read_run,
     run_of,
     write_run,
 )
+from subjectgen.evaluate.pictures import asked_of_parts, measurable, named, note_folder, other_files, pictures_named
 from subjectgen.evaluate.plots import check_plots, curve, save_png
 from subjectgen.evaluate.report import REPORT, write_report
 from subjectgen.evaluate.scoring import score
@@ -60,6 +62,7 @@ class Order:
     settings: Settings = Settings()  # noqa: RUF009  (frozen)
     shard: Shard = WHOLE
     images: Path | None = None  # of another program, scored in place of what is painted here
+    allow_missing: bool = False  # score what every column has, if pictures are missing
     command: str = ""  # that was given, for the report
 
     def __post_init__(self):
@@ -80,6 +83,8 @@ class Order:
 
 def evaluate(benchmark: Benchmark, out: Path, order: Order, open_pipe: Callable[[], SubjectPipeline]) -> Means:
     """Do what is ordered; the pipeline is opened only to paint. => the means, none where nothing was scored."""
+    check_out(out)
+    _check_size(benchmark, order.settings)
     if order.scores:
         check_plots()
     if order.phase == "score":
@@ -95,6 +100,15 @@ def evaluate(benchmark: Benchmark, out: Path, order: Order, open_pipe: Callable[
     return score_painted(benchmark, out, order)
 
 
+def _check_size(benchmark: Benchmark, settings: Settings) -> None:
+    """Raise ValueError for a size that could be painted and not be scored."""
+    width, height = settings.size
+    if benchmark.square and width != height:
+        raise ValueError(
+            f"--size {width}x{height} with {benchmark.name}: expected equal width and height, as its truth is square."
+        )
+
+
 def paint_all(pipe: SubjectPipeline, benchmark: Benchmark, out: Path, order: Order) -> None:
     """Paint this shard into `out/pictures`, but for what is there.
 
@@ -103,9 +117,9 @@ def paint_all(pipe: SubjectPipeline, benchmark: Benchmark, out: Path, order: Ord
     pipe.set_progress_bar_config(disable=True)
     run = run_of(pipe, benchmark, order.model, order.stages, order.settings)
     if (out / RUN).exists():
-        write_run(out, joined(read_run(out), run))
+        write_run(out / RUN, joined(read_run(out / RUN), run))
     else:
-        write_run(out, replace(run, measured=benchmark.measure(pipe)))
+        write_run(out / RUN, replace(run, measured=benchmark.measure(pipe)))
     paintings = order.shard.of(all_paintings(benchmark, out, run, order.num_seeds))
     paint(pipe, benchmark, run, paintings, order.settings.batch_size)
 
@@ -118,58 +132,52 @@ def all_paintings(benchmark: Benchmark, out: Path, run: Run, num_seeds: int) -> 
 
 def score_painted(benchmark: Benchmark, out: Path, order: Order) -> Means:
     """Score what lies in `out/pictures`, whichever shards painted it, under all stages of the run."""
-    run = read_run(out)
-    about: dict[str, object] = {
-        "model": run.model,
-        "sha256 of the model": run.sha256,
-        "stages of its own": run.default,
-        "size": f"{run.size[0]}x{run.size[1]}",
-        "steps": run.steps,
-        "guidance scale": run.guidance_scale,
-        "seeds a case": order.num_seeds,
-        **{name: f"{value:.2f}" for name, value in run.measured.items()},
-    }
-    paintings = all_paintings(benchmark, out, run, order.num_seeds)
-    there = [each for each in paintings if each.file.exists()]
-    about |= {"pictures": f"{len(there)} of {len(paintings)}", "command": order.command}
-    return _score(benchmark, out, there, run.sha256, about)
+    run = read_run(out / RUN)
+    about = {**facts_of(run), "seeds a case": order.num_seeds}
+    return _score(benchmark, out, all_paintings(benchmark, out, run, order.num_seeds), run.sha256, about, order)
 
 
 def score_images(benchmark: Benchmark, out: Path, images: Path, order: Order) -> Means:
     """Score the pictures of a folder, named `<case>-<k>.png`; its name is the column of the table.
 
-    Raises ValueError where the scores of a model would be replaced.
+    Raises ValueError where the scores of a model, or of another folder of that name, would be replaced.
     """
     if (out / RUN).exists():
         raise ValueError(f"--out '{out}' holds pictures that were painted here: expected another one for '{images}'.")
-    found = pictures_found(benchmark.cases, images)
-    about: dict[str, object] = {
-        "model": f"pictures of '{images.resolve().name}'",
-        "pictures": f"{len(found)} of {len(benchmark.cases) * order.num_seeds}",
-        "command": order.command,
-    }
-    return _score(benchmark, out, found, None, about)
+    wanted = pictures_named(benchmark.cases, order.num_seeds, images)
+    others = other_files(wanted, images, order.allow_missing)
+    about: dict[str, object] = {"model": f"pictures of '{images.resolve().name}'"}
+    about |= {"left out": f"{len(others)} that were not asked for: {named(others)}"} if others else {}
+    return _score(benchmark, out, wanted, None, about, order)
 
 
 def _score(
-    benchmark: Benchmark, out: Path, there: Sequence[Painting], model: str | None, about: dict[str, object]
+    benchmark: Benchmark,
+    out: Path,
+    wanted: Sequence[Painting],
+    model: str | None,
+    about: dict[str, object],
+    order: Order,
 ) -> Means:
-    """Scores, table, sheet, curve and report of pictures that are there."""
-    if not there:
-        raise FileNotFoundError(f"'{out / PICTURES}' holds no picture of these cases: run --phase paint first.")
-    lines = score(benchmark, [*there, *benchmark.photographs()], out, model)
+    """Scores, table, sheet, curve and report of the pictures that were asked for."""
+    there = measurable(wanted, order.allow_missing)
+    if order.images is not None:
+        note_folder(out, order.images)
+    lines, asked = score(benchmark, [*there, *benchmark.photographs()], out, model), asked_of_parts(wanted, there)
     about |= {
-        "sha256 of the cases": cases_hash(benchmark.cases),
+        "pictures": f"{len(there)} of {len(wanted)}",
+        "command": order.command,
+        "sha256 of the cases": pictures_hash(there),
         "sha256 of the references": references_hash(benchmark),
-        "scored by": ", ".join(benchmark.checkpoints) or "the rendered truth",
+        "scored by": ", ".join(benchmark.checkpoints),
     }
     means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, there)
     write_table(out, means, about)
     with whole_file(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
     write_curve(out, benchmark, means)
-    write_report(out, benchmark, means, lines, sheet, about)
-    print_table(benchmark, means)
+    write_report(out, benchmark, means, lines, sheet, about, asked)
+    print_table(benchmark, means, asked)
     print(out / REPORT)
     return means
 

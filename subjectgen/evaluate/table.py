@@ -10,12 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from subjectgen.evaluate.cases import Figure, Measured
-from subjectgen.evaluate.intervals import RESAMPLED, Mean, mean_with_interval
+from subjectgen.evaluate.intervals import FEWEST, INTERVALS, Mean, mean_with_interval
 from subjectgen.evaluate.scoring import Line
 from subjectgen.files import whole_file
 
 TABLE = "table.json"
 WIDTH = 120  # characters; a narrow terminal breaks lines, not cells
+EVERYTHING: Mapping[str, int] = {}  # no column lacks anything
 Means = dict[str, dict[str, dict[str, Mean]]]  # by part, by stages, by figure
 
 
@@ -49,6 +50,8 @@ def told(figure: Figure, mean: Mean) -> str:
     """E.g. `95.0 (92.1..97.4)`."""
     numbers = [mean.mean] if mean.low is None or mean.high is None else [mean.mean, mean.low, mean.high]
     value, *ends = (f"{number * figure.scale:.{figure.digits}f}" for number in numbers)
+    if mean.subjects < FEWEST:
+        return f"{value} (too few subjects)"
     return f"{value} ({ends[0]}..{ends[1]})" if ends else value
 
 
@@ -64,10 +67,16 @@ def rows_of(benchmark: Measured, stages: Mapping[str, Mapping[str, Mean]]) -> li
     ]
 
 
-def caption(benchmark: Measured, part: str, stages: Mapping[str, Mapping[str, Mean]]) -> str:
-    """What a part is, and of how much its figures are."""
-    most = max((mean for means in stages.values() for mean in means.values()), key=lambda mean: mean.count)
-    return f"{part}: {benchmark.parts[part]}. {most.count} pictures of {most.subjects} subjects in a column."
+def caption(
+    benchmark: Measured, part: str, stages: Mapping[str, Mapping[str, Mean]], asked: Mapping[str, int] = EVERYTHING
+) -> str:
+    """What a part is, and of how much its figures are; asked: pictures of a column by part, where it has fewer."""
+    most = {name: max(means.values(), key=lambda mean: mean.count) for name, means in stages.items() if means}
+    counts = {name: f"{mean.count} pictures of {mean.subjects} subjects" for name, mean in most.items()}
+    by_column = [f"{name}: {count}" for name, count in counts.items()]
+    how_much = "; ".join(by_column) if len(set(counts.values())) > 1 else f"{next(iter(counts.values()))} in a column"
+    missing = f" Of {asked[part]} that were asked for: only what every column has is compared." if part in asked else ""
+    return f"{part}: {benchmark.parts[part]}. {how_much}.{missing}"
 
 
 def write_table(out: Path, means: Means, about: Mapping[str, object]) -> None:
@@ -77,19 +86,19 @@ def write_table(out: Path, means: Means, about: Mapping[str, object]) -> None:
         for part, stages in means.items()
     }
     with whole_file(out / TABLE) as temporary:
-        temporary.write_text(json.dumps({**about, "intervals": RESAMPLED, "parts": parts}, indent=1) + "\n")
+        temporary.write_text(json.dumps({**about, "intervals": INTERVALS, "parts": parts}, indent=1) + "\n")
 
 
-def print_table(benchmark: Measured, means: Means) -> None:
+def print_table(benchmark: Measured, means: Means, asked: Mapping[str, int] = EVERYTHING) -> None:
     """A table a part on the screen."""
     console = Console()
     console.width = max(console.width, WIDTH)
     for part, stages in means.items():
-        table = Table(title=escape(caption(benchmark, part, stages)), title_justify="left")
+        table = Table(title=escape(caption(benchmark, part, stages, asked)), title_justify="left")
         table.add_column("")
         for name in stages:
             table.add_column(escape(name), justify="right")
         for row in rows_of(benchmark, stages):
             table.add_row(*map(escape, row))
         console.print(table)
-    console.print(RESAMPLED, highlight=False)
+    console.print(INTERVALS, highlight=False)

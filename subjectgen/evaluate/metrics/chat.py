@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from subjectgen.checkpoints import Checkpoint, folder_of, version_of
+from subjectgen.evaluate.cases import CUT_OFF
 from subjectgen.extras import require
 from subjectgen.hub import loading
 
@@ -45,7 +46,7 @@ class Answerer(Protocol):
     checkpoint: str
 
     def __call__(self, questions: Sequence[Question]) -> list[str]:
-        """One answer a question, in their order; "" where nothing was said."""
+        """One answer a question, in their order; "" where nothing was said, CUT_OFF at the end where room ran out."""
         ...
 
 
@@ -81,8 +82,16 @@ class LocalModel:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         ).to(self._model.device, self._model.dtype)
-        said = self._model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
-        return self._processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        generated = self._model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
+        said = generated[:, inputs["input_ids"].shape[1] :]
+        texts = self._processor.batch_decode(said, skip_special_tokens=True)
+        return [text if ended else text + CUT_OFF for text, ended in zip(texts, self._ended(said), strict=True)]
+
+    def _ended(self, said: torch.Tensor) -> list[bool]:
+        """Whether each answer came to its end by itself."""
+        ids = self._model.generation_config.eos_token_id
+        ends = torch.tensor([] if ids is None else ids, dtype=torch.long, device=said.device)
+        return (torch.isin(said, ends).any(1) | (said.shape[1] < MAX_TOKENS)).tolist()
 
 
 class Endpoint:
@@ -130,7 +139,8 @@ class Endpoint:
             raise ConnectionError(
                 f"'{self.checkpoint}' gave no answer: {error}. Check address, model and key; what was scored is kept."
             ) from error
-        return reply.choices[0].message.content or ""
+        (choice, *_), text = reply.choices, reply.choices[0].message.content or ""
+        return text + CUT_OFF if choice.finish_reason == "length" else text
 
 
 def _message(question: Question) -> dict[str, Any]:

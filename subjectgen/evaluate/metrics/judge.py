@@ -12,7 +12,8 @@ from subjectgen.evaluate.metrics.metric import Pictures, check_cases
 
 HIGHEST = {"dreambench++": 4, "omnicontext": 10}  # the best score on the scale of each benchmark
 LARGEST = 768  # pixels of an image's longer side, as it is shown
-SCORE = re.compile(r"Score: ([0-9]+)")  # the last line of an answer, and nothing else in it
+# The last line of an answer, and nothing else in it but marks of emphasis, a full stop and the end of the scale.
+SCORE = re.compile(r"[*_`# ]*Score:[*_` ]*([0-9]+)(?: ?/ ?([0-9]+))?[*_`. ]*")
 
 
 class Judge:
@@ -21,7 +22,8 @@ class Judge:
     `judge_subject` and `judge_prompt` are whole numbers on the scale of a benchmark, DreamBench++'s 0..4 or
     OmniContext's 0..10; `judge_overall` is the root of their product, as OmniContext has it. The questions are ours, so
     figures are not those benchmarks' own: compare only what one model judged. An answer that does not end in a score
-    is a refusal: `judge_refused` is 1, and the picture has no other score. `answers` holds what was said.
+    is a refusal: `judge_refused` is 1, and the picture has no other score. `answers` holds what was said; an empty or
+    cut-off answer counts as a refusal until the picture is scored again, and then it is asked again.
     """
 
     names: tuple[str, ...] = ("judge_subject", "judge_prompt", "judge_overall", "judge_refused")
@@ -31,7 +33,7 @@ class Judge:
         if scale not in HIGHEST:
             raise ValueError(f"scale={scale!r}: expected one of {', '.join(map(repr, HIGHEST))}")
         self._answerer, self._highest = answerer, HIGHEST[scale]
-        questions = questions_hash(self._highest)[:12]
+        questions = questions_hash(self._highest, SCORE.pattern)[:12]
         self.checkpoints = (f"{answerer.checkpoint} ({scale}, questions {questions})",)  # with others all is asked anew
         self.answers: list[dict[str, str]] = []  # of each picture of the last call: "subject" and "prompt"
 
@@ -72,7 +74,9 @@ def score_in(answer: str, highest: int) -> int | None:
     """The score in the last line of an answer; None where there is none, or none on the scale."""
     lines = answer.strip().splitlines()
     found = SCORE.fullmatch(lines[-1].strip()) if lines else None
-    return int(found[1]) if found and int(found[1]) <= highest else None
+    if found is None or found[2] not in (None, str(highest)):
+        return None
+    return int(found[1]) if int(found[1]) <= highest else None
 
 
 def as_shown(image: Image.Image) -> Image.Image:

@@ -39,7 +39,7 @@ def prompt_question(prompt: str, highest: int) -> str:
     return PROMPT.format(prompt=prompt, answer=ANSWER.format(highest=highest))
 
 
-def questions_hash(highest: int) -> str:
-    """sha256 of all wordings: answers to others are answers to something else."""
-    wordings = [subject_question(1, highest), subject_question(2, highest), prompt_question("", highest)]
+def questions_hash(highest: int, pattern: str) -> str:
+    """sha256 of all wordings, and of the pattern that reads answers: otherwise asked or read, a score is another."""
+    wordings = [subject_question(1, highest), subject_question(2, highest), prompt_question("", highest), pattern]
     return hashlib.sha256("\n".join(wordings).encode()).hexdigest()

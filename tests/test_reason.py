@@ -53,7 +53,7 @@ def small():
 
 def write_only(monkeypatch, words):
     """A grammar of these words alone, about images that are there or not."""
-    monkeypatch.setattr(grammar, "_words", lambda at_most, without: words)
+    monkeypatch.setattr(grammar, "words_of", lambda at_most, without: words)
     monkeypatch.setattr(grammar, "_paintable", lambda num_subjects: ".*")
 
 

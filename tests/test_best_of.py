@@ -51,6 +51,25 @@ def painted(pipe, prompt, *subjects, **options):
     return pipe(prompt, *subjects, output_type="latent", **options)
 
 
+def counted(pipe, monkeypatch):
+    """How many pictures are read by the MLLM as references, and encoded by the VAE, from here on."""
+    counts = {"read": 0, "encoded": 0}
+    reader, vae = type(pipe.adapters()[0]), type(pipe.vae)
+    read, encode = reader.read_references, vae.encode
+
+    def reading(self, images, masks=(), *, behind=None):
+        counts["read"] += len(images) * (behind is None)
+        return read(self, images, masks, behind=behind)
+
+    def encoding(self, pixels, *rest, **options):
+        counts["encoded"] += len(pixels)
+        return encode(self, pixels, *rest, **options)
+
+    monkeypatch.setattr(reader, "read_references", reading)
+    monkeypatch.setattr(vae, "encode", encoding)
+    return counts
+
+
 class TestBestOf:
     def test_the_best_is_the_picture_of_its_seed_alone(self, pipe):
         judge = Judge(0.1, 0.3, 0.9, 0.2)
@@ -106,20 +125,7 @@ class TestBestOf:
         assert out.scores is None and out.kept is None and out.rounds is None
 
     def test_subjects_are_read_once(self, pipe, monkeypatch):
-        counts = {"read": 0, "encoded": 0}
-        reader, vae = type(pipe.adapters()[0]), type(pipe.vae)
-        read, encode = reader.read_references, vae.encode
-
-        def reading(self, images, masks=(), *, behind=None):
-            counts["read"] += len(images) * (behind is None)
-            return read(self, images, masks, behind=behind)
-
-        def encoding(self, pixels, *rest, **options):
-            counts["encoded"] += len(pixels)
-            return encode(self, pixels, *rest, **options)
-
-        monkeypatch.setattr(reader, "read_references", reading)
-        monkeypatch.setattr(vae, "encode", encoding)
+        counts = counted(pipe, monkeypatch)
         pipe(PROMPT, [RED, TALL], best_of=3)
         assert counts == {"read": 2, "encoded": 2}
 
@@ -335,30 +341,10 @@ class TestReflect:
 class TestEncodedOnce:
     """What rounds paint from and look at is encoded once in a call, by counting at the VAE and at the reader."""
 
-    @staticmethod
-    def counted(pipe, monkeypatch, plan, **options):
-        counts = {"read": 0, "encoded": 0}
-        reader, vae = type(pipe.adapters()[0]), type(pipe.vae)
-        read, encode = reader.read_references, vae.encode
-
-        def reading(self, images, masks=(), *, behind=None):
-            counts["read"] += len(images) * (behind is None)
-            return read(self, images, masks, behind=behind)
-
-        def encoding(self, pixels, *rest, **options):
-            counts["encoded"] += len(pixels)
-            return encode(self, pixels, *rest, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(reader, "read_references", reading)
-            patch.setattr(vae, "encode", encoding)
-            out = painted(pipe, plan, **options)
-        return counts, out
-
     def test_of_whole_pictures(self, pipe, said, monkeypatch):
         said += [("scene",), ("scene",)]
         plan = a_plan(subject_images=[RED, TALL])
-        counts, out = self.counted(pipe, monkeypatch, plan, reflect=2)
+        counts, out = counted(pipe, monkeypatch), painted(pipe, plan, reflect=2)
         assert len(out.rounds) == 3 and counts == {"read": 2, "encoded": 2}
 
     def test_of_a_picture_that_is_cut(self, pipe, said, monkeypatch):
@@ -366,13 +352,14 @@ class TestEncodedOnce:
         said += [("scene",), (), ("scene",)]
         plan = a_plan(count=1, prompt="image 1", view="top", pose="upright", subject_images=[RED])
         plan = plan.replace_subject(1, box=(26, 26, 99, 74))
-        counts, out = self.counted(pipe, monkeypatch, plan, reflect=2, num_images_per_prompt=2)
+        counts, out = counted(pipe, monkeypatch), painted(pipe, plan, reflect=2, num_images_per_prompt=2)
         assert len(out.rounds) == 3 and counts == {"read": 2, "encoded": 2}
 
     def test_a_correction_that_speaks_of_one_more(self, pipe, said, monkeypatch):
         said += [("view",)]
         plan = a_plan(prompt="image 2", view="left of image 1", subject_images=[RED, TALL])
-        counts, _ = self.counted(pipe, monkeypatch, plan, reflect=1)
+        counts = counted(pipe, monkeypatch)
+        painted(pipe, plan, reflect=1)
         assert counts == {"read": 1 + 2, "encoded": 1 + 2}
 
     def test_painted_as_without(self, pipe, said):

@@ -19,6 +19,7 @@ from subjectgen.cli import app
 from subjectgen.cli.reproduce import parse_shard
 from subjectgen.data.batches import generator_of
 from subjectgen.evaluate import emoji
+from subjectgen.evaluate.intervals import student
 from subjectgen.generate.stages import STAGE_PRESETS, Stage
 from subjectgen.models.dit.positions import position_features
 from subjectgen.reproduce import budget, run
@@ -42,7 +43,6 @@ from subjectgen.reproduce.order import (
     between_trainings,
     comparisons,
     over_both,
-    student_quantile,
 )
 from subjectgen.reproduce.phase import RowPhase
 from subjectgen.reproduce.readings import Readings, copy_frozen
@@ -499,7 +499,7 @@ class TestOrder:
     def test_quantiles_of_student(self):
         """As printed tables have them."""
         degrees = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 59: 2.001}
-        assert {each: round(student_quantile(each), 3) for each in degrees} == degrees
+        assert {each: round(student(each), 3) for each in degrees} == degrees
 
     def test_lead_and_margin(self):
         """Differences of two seeds and four subjects by hand: 1 0 1 0 and 1 2 1 2."""
@@ -507,16 +507,16 @@ class TestOrder:
         (pair,) = compared_alone(a=first, b=second)
         seeds, both = np.var([0.5, 1.5], ddof=1) / 2, 8 * 0.5**2 / 3 / 8  # all subjects are alike: 1 1 1 1
         assert pair.lead == 1.0 and over_both(first - second) == pytest.approx(both)
-        assert pair.margin == pytest.approx(student_quantile(1) * np.sqrt(seeds))
+        assert pair.margin == pytest.approx(student(1) * np.sqrt(seeds))
         (pair,) = compared_alone(a=first[:1], b=second[:1])
-        expected = student_quantile(3) * np.sqrt(np.var([1, 0, 1, 0], ddof=1) / 4)
+        expected = student(3) * np.sqrt(np.var([1, 0, 1, 0], ddof=1) / 4)
         assert (pair.lead, pair.margin) == (0.5, pytest.approx(expected))
 
     def test_seeds_are_pooled_over_trainings(self):
         """Rows a and b move together from seed to seed, c does not: no pair is surer than another."""
         a, b, c = (np.array([[x] * 4, [y] * 4], dtype=float) for x, y in ((1, 3), (2, 4), (0, 6)))
         seeds = (0 + 4 + 4) / 3  # the mean of all pairs' squared errors
-        expected = student_quantile(2) * np.sqrt(seeds)
+        expected = student(2) * np.sqrt(seeds)
         assert [pair.margin for pair in compared_alone(a=a, b=b, c=c)] == pytest.approx([expected] * 3)
 
     def test_rows_of_one_training_have_a_pool_of_their_own(self):
@@ -527,7 +527,7 @@ class TestOrder:
         assert trainings.degrees == samplings.degrees == 1
         assert samplings.square == pytest.approx(np.var([0, 0.2], ddof=1) / 2) and between_samplings(run).degrees == 0
         pair = comparisons([run[0], again], [*run, again])[0]
-        assert pair.margin == pytest.approx(student_quantile(1) * 0.1)
+        assert pair.margin == pytest.approx(student(1) * 0.1)
 
     def test_prompts_about_one_subject_are_averaged(self, cutouts):
         """That prompt i is about subject i % 60 is the benchmark's: its cases say so."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import beta, t
 
 LEVEL = 95.0  # percent
 TAIL = (100 - LEVEL) / 200  # at each end
@@ -63,8 +64,8 @@ def _of_share(mean: float, variance: float, number: int) -> tuple[float, float]:
     """Clopper and Pearson (Biometrika 26, 1934), with the trials of Korn and Graubard (Survey Methodology 24, 1998)."""
     trials = _trials(mean, variance, number)
     right, wrong = trials * mean, trials * (1 - mean)
-    low = beta_quantile(TAIL, right, wrong + 1) if mean > 0 else 0.0
-    high = beta_quantile(1 - TAIL, right + 1, wrong) if mean < 1 else 1.0
+    low = float(beta.ppf(TAIL, right, wrong + 1)) if mean > 0 else 0.0
+    high = float(beta.ppf(1 - TAIL, right + 1, wrong)) if mean < 1 else 1.0
     return low, high
 
 
@@ -85,22 +86,6 @@ def _trials(mean: float, variance: float, number: int) -> float:
     return trials * min(1.0, (student(trials - 1) / student(number - 1.0)) ** 2)
 
 
-def student(freedom: float) -> float:
-    """The upper quantile of Student's t, as t**2 / (freedom + t**2) is of a beta distribution."""
-    share = beta_quantile(LEVEL / 100, 0.5, freedom / 2)
-    return float(np.sqrt(freedom * share / (1 - share)))
-
-
-def beta_quantile(level: float, a: float, b: float) -> float:
-    """Of a beta distribution, a, b > 0: its density of log(x / (1 - x)) is smooth, and summed on a grid about its top.
-
-    Its tails end as exp(a t) and exp(-b t): the grid reaches where nothing is left of them.
-    """
-    spread = 12 * (1 / a + 1 / b) ** 0.5
-    centre, low, high = np.log(a / b), spread + 40 / a, spread + 40 / b
-    grid = np.linspace(centre - low, centre + high, 8_001)
-    logarithm = -a * np.logaddexp(0, -grid) - b * np.logaddexp(0, grid)
-    density = np.exp(logarithm - logarithm.max())
-    summed = np.cumsum(density) - density / 2
-    found = np.interp(level, summed / density.sum(), grid)
-    return float(1 / (1 + np.exp(-found)))
+def student(freedom: float | int) -> float:
+    """How many standard errors a mean is off by chance at most, in LEVEL of 100 cases."""
+    return float(t.ppf(1 - TAIL, freedom))

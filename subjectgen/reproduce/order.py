@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float
 
-CHANCE = 0.05  # of pairs that do not differ, those that are told apart all the same
-STEPS = 5_000  # of the integral over Student's density
+from subjectgen.evaluate.intervals import LEVEL, student
+
+CHANCE = 1 - LEVEL / 100  # of pairs that do not differ, those that are told apart all the same
 
 Scores = Float[np.ndarray, "seeds subjects"]  # prompts about one subject are no news of each other: their mean
 
@@ -34,7 +34,7 @@ class Estimate:
     @property
     def margin(self) -> float:
         """Half of the interval of a mean that has no other error."""
-        return student_quantile(self.degrees) * self.square**0.5 if self.square > 0 else 0.0
+        return student(self.degrees) * self.square**0.5 if self.square > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +133,3 @@ def over_both(difference: Scores) -> float:
 def interaction(values: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
     """What neither its row nor its column says of a value."""
     return values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-
-
-@cache
-def student_quantile(degrees: int) -> float:
-    """How many standard errors a mean exceeds by chance in 5 % of cases, whichever way; from 1 degree on.
-
-    With t = sqrt(degrees) * tan(angle), Student's density over the angle is cos(angle) ** (degrees - 1).
-    """
-    ends = np.linspace(0, np.pi / 2, STEPS + 1)
-    share = np.cumsum(np.cos((ends[1:] + ends[:-1]) / 2) ** (degrees - 1))
-    angle = np.interp((1 - CHANCE) * share[-1], share, ends[1:])
-    return float(np.sqrt(degrees) * np.tan(angle))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from subjectgen.cli.generate import parse_size
 from subjectgen.cli.metrics import JudgeOptions, check_metrics, open_metrics
@@ -20,6 +21,13 @@ PAINTING = (  # options that are read to paint alone, by the names of their para
 )  # fmt: skip
 SCORING = ("allow_missing", "metric", "judge_url", "judge_model", "judge_scale")  # and to score alone
 commands = typer.Typer(name="evaluate", help="Measure a model.", no_args_is_help=True)
+
+
+class Command(TyperCommand):
+    """A command whose context is of the class that Typer has it annotated with, and not of the one below."""
+
+    context_class = typer.Context
+
 
 Phase = Annotated[
     str,
@@ -54,7 +62,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Pictures painted together; 
 Cutouts = Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")]
 
 
-@commands.command()
+@commands.command(cls=Command)
 def emoji(
     context: typer.Context,
     model: Model = "mini",
@@ -88,7 +96,7 @@ def emoji(
     evaluate(benchmark, out, order, lambda: open_model(model, *options))
 
 
-@commands.command()
+@commands.command(cls=Command)
 def dreambench(
     context: typer.Context,
     data: Annotated[
@@ -146,7 +154,7 @@ def dreambench(
     evaluate(benchmark, out, order, lambda: open_model(model, *options))
 
 
-@commands.command()
+@commands.command(cls=Command)
 def reasoning(
     context: typer.Context,
     model: Model = "mini",

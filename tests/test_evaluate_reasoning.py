@@ -73,11 +73,14 @@ def test_what_is_decided(benchmark):
     for case in benchmark.cases:
         scene, shown = benchmark.meant(case)
         plan = true_plan(benchmark, case)
-        right = dict.fromkeys(("planned_scene", "planned_view", "planned_pose"), 1.0)
+        right = dict.fromkeys(("planned_scene", "planned_view", "planned_pose", "planned_prompt"), 1.0)
         assert decision_scores(plan, scene, shown) == right
         for name in ("scene", "view", "pose"):
             wrong = plan.replace(**{name: "something else", "prompt": "a red ground"})
-            assert decision_scores(wrong, scene, shown) == {**right, f"planned_{name}": 0.0}
+            assert decision_scores(wrong, scene, shown) == {**right, f"planned_{name}": 0.0, "planned_prompt": 0.0}
+        colour = next(each for each in COLOURS if each != scene.ground.colour)
+        otherwise = plan.replace(prompt=plan.prompt.replace(f" {scene.ground.colour}", f" {colour}"))
+        assert decision_scores(otherwise, scene, shown) == {**right, "planned_prompt": 0.0}
         assert decision_scores(None, scene, shown) == dict.fromkeys(right, 0.0)
         other = next(pose for pose in POSES if pose != scene.placements[0].pose)
         assert decision_scores(plan, with_placement(scene, pose=other), shown)["planned_pose"] == 0
@@ -91,7 +94,8 @@ def test_lines_are_about_the_subject_that_is_read(benchmark):
     assert decided["scores"]["parsed"] == 1 and decided["subject"] == case.subject
     assert all(line["scores"]["colours"] == line["scores"]["box_iou"] == 1 for line in read)
     (nothing,) = plan_lines(benchmark, case, None)
-    assert nothing["scores"] == dict.fromkeys(("parsed", "planned_scene", "planned_view", "planned_pose"), 0.0)
+    planned = ("planned_scene", "planned_view", "planned_pose", "planned_prompt")
+    assert nothing["scores"] == dict.fromkeys(("parsed", *planned), 0.0)
 
 
 def test_further_requests_change_no_earlier_ones(benchmark, folder):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from subjectgen.data.plans import pose_words, view_words
 from subjectgen.data.sightings import Sighting, ground_words, overlap
+from subjectgen.data.understanding import understood
 from subjectgen.data.world import Scene
 from subjectgen.evaluate.cases import Figure
 from subjectgen.reasoning.plan import Plan, PlannedSubject
@@ -31,6 +32,7 @@ FIGURES = (
     Figure(
         name="planned_pose", heading="pose planned right", meaning="how all subjects are to stand, of 5 each", unit="%"
     ),
+    Figure(name="planned_prompt", heading="prompt planned right", meaning="it says all of this in one", unit="%"),
 )
 
 
@@ -47,13 +49,18 @@ def read_scores(said: PlannedSubject, true: Sighting) -> dict[str, float]:
 
 
 def decision_scores(plan: Plan | None, scene: Scene, shown: Sequence[int]) -> dict[str, float]:
-    """1 for what a plan decides for its picture in the words of what was meant, else 0; without a plan all are 0."""
+    """1 for what a plan decides for its picture in the words of what was meant, else 0; without a plan all are 0.
+
+    `planned_prompt`: what is painted, read as the whole scene; a plan may decide rightly and say something else.
+    """
     truth = {
         "scene": ground_words(scene.ground),
         "view": view_words(scene, shown),
         "pose": pose_words(scene, shown),
     }
-    return {f"planned_{name}": float(getattr(plan, name, None) == words) for name, words in truth.items()}
+    decided = {f"planned_{name}": float(getattr(plan, name, None) == words) for name, words in truth.items()}
+    said = understood(plan.prompt) if plan else None
+    return decided | {"planned_prompt": float(said == (scene, tuple(shown)))}
 
 
 def f1(said: Sequence[str], true: Sequence[str]) -> float:

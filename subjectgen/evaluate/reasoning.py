@@ -21,7 +21,7 @@ from subjectgen.evaluate.emoji import VERSION as EMOJI
 from subjectgen.evaluate.sheet import picture_of
 from subjectgen.evaluate.shown import Pixels, SceneReader, nearest
 
-VERSION = "reasoning@2"  # of what scores pictures here, as that of emoji's
+VERSION = "reasoning@3"  # of what scores pictures here, as that of emoji's
 PICTURES = (0.5, 0.5)  # shares of riddles about one and about two references
 PARTS = {
     "reading": "what plans say of all references",

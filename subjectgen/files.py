@@ -36,9 +36,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def nearest_there(path: Path) -> Path:
+    """The path itself, or else the first place above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def check_folder(path: Path) -> None:
     """Raises NotADirectoryError where a file is in the way of a folder that is to be written."""
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    there = nearest_there(path)
     if not there.is_dir():
         raise NotADirectoryError(f"'{there}' is a file: expected a folder, or none yet. Choose another --out")
 

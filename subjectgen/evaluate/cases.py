@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from subjectgen.files import whole_file
+from subjectgen.files import nearest_there, whole_file
 
 SEEDS_APART = 100_000  # between the seeds of one case; those of neighbouring cases differ by one
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -250,7 +250,7 @@ def _saved(image: Image.Image, folder: Path) -> str:
 
 def check_out(out: Path) -> None:
     """Raise ValueError unless `out` is a folder that can be written, or can be made."""
-    first = next(each for each in (out, *out.absolute().parents) if each.exists())
+    first = nearest_there(out)
     if not first.is_dir():
         raise ValueError(f"--out '{out}' cannot be a folder, as '{first}' is a file: choose another --out.")
     if not os.access(first, os.W_OK | os.X_OK):

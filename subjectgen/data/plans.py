@@ -7,6 +7,10 @@ from subjectgen.data.sightings import Sighting, ground_words
 from subjectgen.data.world import Placement, Scene
 
 KEEPS = "shape, colours"
+# The colour always follows one word: where it alone came first, of hills, mini's MLLM never learnt to say it.
+GROUND_SAID = {pattern: wordings[0] for pattern, wordings in GROUND_WORDS.items()} | {
+    "hills": "a {c} hillside under the sky"
+}
 
 
 def plan(scene: Scene, seen: Sequence[Sighting], shown: Sequence[int]) -> str:
@@ -57,7 +61,7 @@ def changes(scene: Scene, seen: Sequence[Sighting], shown: Sequence[int]) -> lis
 def direct(scene: Scene, shown: Sequence[int]) -> str:
     """The scene in one fixed wording of a request."""
     subjects = " and ".join(phrase(each, k) for k, each in zip(shown, scene.placements, strict=True))
-    return f"{subjects} on {GROUND_WORDS[scene.ground.pattern][0].format(c=scene.ground.colour)}"
+    return f"{subjects} on {GROUND_SAID[scene.ground.pattern].format(c=scene.ground.colour)}"
 
 
 def phrase(placement: Placement, position: int) -> str:

@@ -23,6 +23,7 @@ from subjectgen.reasoning.questions import (
 )
 
 SHARE_OF_RIDDLES = 0.4  # of plans: requests that must be thought about
+SHARE_OF_HARDER = 0.6  # of questions: about colours and pose, which heads on the same tokens know better than words do
 SHARE_OF_DEPARTURES = 0.6  # of judgements: what is seen, and what departs; the others are answered by yes or no
 
 
@@ -72,15 +73,17 @@ def question_talk(rng: np.random.Generator, seen: Sequence[Sighting]) -> Talk:
     """A question about one of the references."""
     which = int(rng.integers(len(seen)))
     name, each = f"image {which + 1}", seen[which]
-    asked = (
-        Talk(user=f"What is in {name}?", answer=each.name),
+    harder = (
         Talk(user=f"Which colours has {name}?", answer=", ".join(each.colours)),
-        Talk(user=f"Where is the subject of {name}?", answer="box " + " ".join(map(str, each.box))),
         Talk(user=f"How does {name} stand?", answer=each.pose),
+    )
+    others = (
+        Talk(user=f"What is in {name}?", answer=each.name),
+        Talk(user=f"Where is the subject of {name}?", answer="box " + " ".join(map(str, each.box))),
         Talk(user=f"What is the ground of {name}?", answer=ground_words(each.ground)),
         Talk(user=f"Describe {name}.", answer=each.words()),
     )
-    return choice(rng, asked)
+    return choice(rng, harder if rng.random() < SHARE_OF_HARDER else others)
 
 
 def random_painted(rng: np.random.Generator, count: int = 1) -> Painted:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from subjectgen.data.plans import GROUND_SAID
 from subjectgen.data.prompts import GROUND_WORDS, NUMBER_WORDS, PLACE_WORDS, POSE_WORDS, SIZE_WORDS
 from subjectgen.data.world import COLOURS, Ground, Placement, Scene
 
@@ -20,7 +21,7 @@ NUMBERS, SIZES = meanings(NUMBER_WORDS), meanings(SIZE_WORDS)
 POSES, PLACES = meanings(POSE_WORDS), meanings(PLACE_WORDS)
 GROUNDS = {
     words.format(c=colour): Ground(colour=colour, pattern=pattern)
-    for words, pattern in meanings(GROUND_WORDS).items()
+    for words, pattern in (meanings(GROUND_WORDS) | {said: pattern for pattern, said in GROUND_SAID.items()}).items()
     for colour in COLOURS
 }
 

@@ -32,16 +32,17 @@ Rows = dict[str, dict[str, Mean]]
 
 
 def main(
-    num_prompts: Annotated[int, typer.Option(min=1, help="Of unseen subjects.")] = 60,
+    num_prompts: Annotated[int, typer.Option(min=1, help="About unseen subjects.")] = 60,
     candidates: Annotated[int, typer.Option(min=2, help="Of each prompt.")] = 4,
+    seen: Annotated[bool, typer.Option("--seen", help="About trained subjects: to choose a judge by.")] = False,
     cutouts: Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")] = None,
 ) -> None:
     """Print a row for each way to choose, and what it gains over a blind choice; 95 % intervals over subjects."""
     pipe = subjectgen.load("mini")
     pipe.set_progress_bar_config(disable=True)
     judges = {name: of(pipe) for name, of in JUDGES.items()}
-    rows = compare(pipe, EmojiBenchmark(num_prompts, cutouts), judges, candidates)
-    table = Table(title=f"{num_prompts} prompts, unseen subjects, {candidates} candidates each")
+    rows = compare(pipe, EmojiBenchmark(num_prompts, cutouts, unseen=not seen), judges, candidates)
+    table = Table(title=f"{num_prompts} prompts, {'seen' if seen else 'unseen'} subjects, {candidates} candidates each")
     for heading in ("", *(f"{name} %" for name in (*FIGURES, BOTH))):
         table.add_column(heading, justify="right")
     for way, row in rows.items():

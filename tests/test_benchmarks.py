@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from subjectgen.data.render import Renderer
 from subjectgen.data.subjects import load_subjects
 from subjectgen.evaluate.emoji import NUM_SUBJECTS, EmojiBenchmark
+from subjectgen.generate.stages import Stage, resolve_stages
 from subjectgen.load import recipe
 from subjectgen.reasoning.judges import Score
 
@@ -194,6 +195,19 @@ def test_what_departs_is_told_of_each_kind_of_picture(tmp_path, monkeypatch):
         "view": 1,
         "pose": 0,
     }
+
+
+def test_stages_are_told_apart(tmp_path):
+    stages, pipe = script("stages"), tiny_pipeline()
+    benchmark = EmojiBenchmark(3, cutout_folder(tmp_path / "cutouts", seen=NUM_SUBJECTS, unseen=0), unseen=False)
+    one = (Stage(0.0, semantic=0.0),)
+    scores = stages.scored(pipe, benchmark, one)
+    case = benchmark.cases[1]
+    drawn = {"stages": one, "generator": torch.Generator().manual_seed(case.seed)}
+    picture = pipe(case.prompt, benchmark.references(case), **drawn).images[0]
+    assert scores[1] == benchmark.score(case, [picture])[0].scores and len(scores) == 3
+    assert set(stages.SHOWN) <= set(scores[0])
+    assert len({resolve_stages(each) for each in stages.CANDIDATES.values()}) == len(stages.CANDIDATES)
 
 
 def test_the_plan_of_a_case_is_true(tmp_path):

@@ -10,10 +10,12 @@ from tiny_pipeline import tiny_pipeline
 from tiny_subjects import cutout_folder, held_out
 
 from subjectgen.data.render import ReferencePose
+from subjectgen.data.subjects import is_unseen
 from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene
 from subjectgen.evaluate import emoji
 from subjectgen.evaluate.cases import cases_hash
-from subjectgen.evaluate.emoji import PARTS, EmojiBenchmark, closeness, copied
+from subjectgen.evaluate.emoji import PARTS, EmojiBenchmark
+from subjectgen.evaluate.emoji_scores import closeness, copied
 from subjectgen.evaluate.sheet import GAP, LINE, captioned_sheet, picture_grid, picture_of, side_by_side
 from subjectgen.evaluate.shown import SceneReader, Shown, box_mask, nearest, of_reference, psnr
 
@@ -128,6 +130,14 @@ class TestCases:
     def test_too_few_subjects(self, tmp_path):
         with pytest.raises(ValueError, match="5 subjects never trained on: expected 60"):
             EmojiBenchmark(1, cutout_folder(tmp_path, seen=1, unseen=5))
+
+    def test_settings_are_chosen_on_other_subjects(self, tmp_path):
+        folder = cutout_folder(tmp_path, seen=70, unseen=emoji.NUM_SUBJECTS)
+        seen, unseen = (EmojiBenchmark(8, folder, unseen=unseen) for unseen in (False, True))
+        assert len(seen.renderer.names) == 60 and not any(map(is_unseen, seen.renderer.names))
+        assert all(map(is_unseen, unseen.renderer.names))
+        with pytest.raises(ValueError, match="59 subjects trained on: expected 60"):
+            EmojiBenchmark(8, cutout_folder(tmp_path / "fewer", seen=59, unseen=60), unseen=False)
 
     def test_an_unknown_part(self, folder):
         with pytest.raises(ValueError, match="'four' is no part of the emoji benchmark: expected one, wordings"):

@@ -1,6 +1,7 @@
 """What mini's MLLM is taught to see, to plan, to answer and to judge: read and solved here by other means."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from prompt_reader import understood
 from tiny_subjects import blob, quarters, subjects_from
 
 from subjectgen.data.indirect import riddle
-from subjectgen.data.plans import plan
+from subjectgen.data.plans import direct, plan
 from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.sightings import POSES_SEEN, Sighting, overlap, sighting
 from subjectgen.data.talks import Painted, corpus, judgement_talk, plan_talk, question_talk, random_painted
@@ -142,6 +143,12 @@ class TestPlans:
             assert decided["changes"] == self.changed(scene, seen)
             if count == 1:
                 assert understood(prompt) == scene and "image 1" in prompt
+
+    @pytest.mark.parametrize("pattern", PATTERNS)
+    def test_every_ground_has_its_colour_after_one_word(self, pattern):
+        rng = np.random.default_rng(1)
+        scene = replace(random_scene(rng, 1), ground=Ground(colour="teal", pattern=pattern))
+        assert re.search(r" on a teal [a-z ]+$", direct(scene, (1,)))
 
     def changed(self, scene, seen):
         pairs = list(zip(scene.placements, seen, strict=True))

@@ -28,6 +28,7 @@ class Batch:
     """Scenes with their rendered truth and their prompts; the references of picture i are `references[i]`."""
 
     scenes: list[Scene]
+    shown: list[tuple[int, ...]]  # which reference stands at each placement of its scene, counted from 1
     looks: list[list[Look]]
     poses: list[list[ReferencePose]]
     target: Float[Tensor, "b 3 side side"]
@@ -43,30 +44,42 @@ def batch_of(
     size: int,
     count: int | None = None,
     upright: float = SHARE_UPRIGHT,
+    spared: float = 0.0,
     wordings: Sequence[Words] = (TRAINED,),
 ) -> Batch:
-    """Batch `index` of a seed, on the renderer's device; all its pictures have equally many subjects: no padding.
+    """Batch `index` of a seed, on the renderer's device; all its pictures have equally many references: no padding.
 
-    count: so many; None draws it. upright: the share of subjects that are painted so. wordings: of
-    which each prompt has one.
+    count: so many; None draws it. upright: the share of subjects that are painted so. spared: the share of pictures
+    that leave some of their references out. wordings: of which each prompt has one.
     """
     rng = np.random.default_rng((seed, index))
     count = count or random_count(np.random.default_rng((seed, index // ALIKE)))
-    scenes = [random_scene(rng, count, upright) for _ in range(size)]
+    shown = [random_shown(rng, count, spared) for _ in range(size)]
+    scenes = [random_scene(rng, len(each), upright) for each in shown]
     looks = [random_looks(rng, len(renderer.names), count) for _ in range(size)]
     poses = [[training_pose(rng, len(renderer.names)) for _ in scene_looks] for scene_looks in looks]
     flat = list(chain(*looks)), list(chain(*poses))
-    names = [[renderer.names[look.subject] for look in scene_looks] for scene_looks in looks]
-    asked = zip(scenes, names, strict=True)
+    painted = [[each[k - 1] for k in which] for each, which in zip(looks, shown, strict=True)]
+    names = [[renderer.names[look.subject] for look in each] for each in painted]
+    asked = zip(scenes, names, shown, strict=True)
     return Batch(
         scenes=scenes,
+        shown=shown,
         looks=looks,
         poses=poses,
-        target=renderer.scenes(scenes, looks),
+        target=renderer.scenes(scenes, painted),
         references=rearrange(renderer.references(*flat), "(b r) c h w -> b r c h w", b=size),
         masks=rearrange(random_masks(rng, renderer, *flat), "(b r) h w -> b r h w", b=size),
-        prompts=[request(rng, scene, called, choice(rng, wordings)) for scene, called in asked],
+        prompts=[request(rng, scene, called, choice(rng, wordings), which) for scene, called, which in asked],
     )
+
+
+def random_shown(rng: np.random.Generator, count: int, spared: float) -> tuple[int, ...]:
+    """Which of so many references a picture shows, in their order, counted from 1: all, or some of several."""
+    if count == 1 or rng.random() >= spared:
+        return tuple(range(1, count + 1))
+    some = rng.choice(count, size=1 + int(rng.integers(count - 1)), replace=False)
+    return tuple(sorted(int(each) + 1 for each in some))
 
 
 def random_looks(rng: np.random.Generator, num_subjects: int, count: int) -> list[Look]:

@@ -63,10 +63,19 @@ TRAINED = Words(
 )
 
 
-def request(rng: np.random.Generator, scene: Scene, names: list[str], words: Words = TRAINED) -> str:
-    """Ask for the scene, in one of many wordings."""
-    called = enumerate(zip(scene.placements, names, strict=True), start=1)
-    subjects = [subject_phrase(rng, placement, position, name, words) for position, (placement, name) in called]
+def request(
+    rng: np.random.Generator,
+    scene: Scene,
+    names: Sequence[str],
+    words: Words = TRAINED,
+    shown: Sequence[int] | None = None,
+) -> str:
+    """Ask for the scene, in one of many wordings.
+
+    names: of its subjects. shown: which reference each of them is, counted from 1; their order if left out.
+    """
+    called = zip(scene.placements, shown or range(1, len(names) + 1), names, strict=True)
+    subjects = [subject_phrase(rng, *each, words) for each in called]
     text = choice(rng, words.joints).join(subjects)
     return choice(rng, words.orders).format(subjects=text, ground=ground_phrase(rng, scene.ground, words))
 

@@ -53,7 +53,13 @@ class Subjects:
 
     def split(self, unseen: bool) -> "Subjects":
         """The subjects never trained on, or all the others."""
-        keep = [i for i, name in enumerate(self.names) if is_unseen(name) == unseen]
+        return self._only([i for i, name in enumerate(self.names) if is_unseen(name) == unseen])
+
+    def spread(self, count: int) -> "Subjects":
+        """So many, evenly spaced: those of a kind are neighbours in the font."""
+        return self._only([i * len(self.names) // count for i in range(count)])
+
+    def _only(self, keep: list[int]) -> "Subjects":
         return Subjects(names=tuple(self.names[i] for i in keep), rgba=self.rgba[keep])
 
 

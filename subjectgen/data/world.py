@@ -31,7 +31,7 @@ POSES = {"upright": 0.0, "mirrored": 0.0, "upside down": 180.0, "tilted left": 3
 MARGIN = 4  # pixels between a subject and the border
 SIDE = 128
 MAX_SUBJECTS = 3
-SHARE_OF_SUBJECTS = (0.8, 0.13, 0.07)  # pictures with one, two, three subjects
+SHARE_OF_SUBJECTS = (0.5, 0.3, 0.2)  # requests about one, two, three references
 SHARE_UPRIGHT = 0.5  # of the subjects, where nothing else is said
 SHARE_OF_COPIES = (0.86, 0.08, 0.06)  # one, two or three copies of a single subject
 
@@ -110,7 +110,7 @@ def random_pose(rng: np.random.Generator, upright: float) -> str:
 
 
 def random_count(rng: np.random.Generator) -> int:
-    """How many subjects a training picture has."""
+    """How many references a training picture has."""
     return 1 + int(rng.choice(MAX_SUBJECTS, p=SHARE_OF_SUBJECTS))
 
 

@@ -20,8 +20,9 @@ from subjectgen.data.sightings import POSES_SEEN
 from subjectgen.data.subjects import load_subjects
 from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene, choice, random_scene
 from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
+from subjectgen.evaluate.emoji_scores import FIGURES, answers, by_pose, closeness
 from subjectgen.evaluate.sheet import picture_of
-from subjectgen.evaluate.shown import Pixels, SceneReader, Shown, asked_of, box_mask, errors_of, of_reference, psnr
+from subjectgen.evaluate.shown import Pixels, SceneReader, box_mask, errors_of, psnr
 from subjectgen.models.vae import latents_from_pixels, pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
 
@@ -36,26 +37,6 @@ PARTS = {
     "copying": "one subject, whose reference shows another ground, place, size and turn than is asked for",
 }
 
-OTHER = "where the prompt asked for another"
-FIGURES: tuple[Figure, ...] = (
-    Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),
-    Figure(name="posed", heading="identity, posed right", meaning="where the pose is right", unit="%"),
-    Figure(name="misposed", heading="identity, posed wrong", meaning="where the pose is wrong", unit="%"),
-    Figure(name="closeness", heading="closeness", meaning="how many of 59 others it is less like", unit="%"),
-    Figure(name="mixed", heading="mixed", meaning="it is nearest to another subject of the same picture", unit="%"),
-    Figure(name="region_psnr", heading="region PSNR", meaning="of the subjects' boxes, against the truth", unit="dB"),
-    Figure(name="obedience", heading="obedience", meaning="the mean of ground, place, size and pose", unit="%"),
-    Figure(name="ground", heading="ground", meaning="its colour is right, of 12", unit="%"),
-    Figure(name="place", heading="place", meaning="it is right, of 9", unit="%"),
-    Figure(name="size", heading="size", meaning="it is right, of 3", unit="%"),
-    Figure(name="pose", heading="pose", meaning="it is right, or looks the same, of 5", unit="%"),
-    Figure(name="turned", heading="pose, not upright", meaning="it is right, where another was asked for", unit="%"),
-    Figure(name="copied_ground", heading="copied ground", meaning=f"the reference's colour, {OTHER}", unit="%"),
-    Figure(name="copied_place", heading="copied place", meaning=f"the reference's place, {OTHER}", unit="%"),
-    Figure(name="copied_size", heading="copied size", meaning=f"the reference's size, {OTHER}", unit="%"),
-    Figure(name="copied_turn", heading="copied turn", meaning=f"the reference's turn, {OTHER}", unit="%"),
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class EmojiCase(Case):
@@ -67,7 +48,7 @@ class EmojiCase(Case):
 
 
 class EmojiBenchmark:
-    """Prompts, references and truths on subjects held out from training.
+    """Prompts, references and truths on subjects held out from training, or, to choose settings by, on trained ones.
 
     `one` has as many cases as are asked for, every other part half as many. Everything is right or wrong by the nearest
     rendered alternative, pose and copying only where it can be seen; several subjects count as their mean.
@@ -76,20 +57,22 @@ class EmojiBenchmark:
     name = "emoji"
     parts = PARTS
     square = True
-    figures = FIGURES
+    figures: tuple[Figure, ...] = FIGURES
     identity: str | None = "identity"
     obedience: str | None = "obedience"
     checkpoints: tuple[str, ...] = (VERSION,)
 
-    def __init__(self, num_prompts: int, cutouts: Path | None = None, parts: Sequence[str] = ("one",)):
+    def __init__(
+        self, num_prompts: int, cutouts: Path | None = None, parts: Sequence[str] = ("one",), *, unseen: bool = True
+    ):
         """Raises ValueError for an unknown part, or where there are too few subjects."""
-        unseen = load_subjects(cutouts=cutouts).split(unseen=True)
-        if len(unseen.names) < NUM_SUBJECTS:
+        subjects = load_subjects(cutouts=cutouts).split(unseen=unseen)
+        if len(subjects.names) < NUM_SUBJECTS:
             raise ValueError(
-                f"{cutouts or 'the font'} gives {len(unseen.names)} subjects never trained on: expected {NUM_SUBJECTS} "
-                "(a tenth of all, by their names)"
+                f"{cutouts or 'the font'} gives {len(subjects.names)} subjects {'never ' if unseen else ''}trained on: "
+                f"expected {NUM_SUBJECTS} (a tenth of all, by their names, are never trained on)"
             )
-        self.renderer = Renderer(unseen)
+        self.renderer = Renderer(subjects if unseen else subjects.spread(NUM_SUBJECTS))
         rng = np.random.default_rng(SEED)
         self.looks = [Look(subject=i, hue=float(rng.choice(HUES))) for i in range(NUM_SUBJECTS)]
         one = [self._one(rng, i) for i in range(num_prompts)]
@@ -120,7 +103,7 @@ class EmojiBenchmark:
                 {
                     **self._identity(case, subjects, picture),
                     "region_psnr": psnr(picture[:, reader.inside], truth[:, reader.inside]),
-                    **answers(case, [reader.read(picture, k) for k in range(len(case.looks))]),
+                    **answers(case.scene, case.poses, [reader.read(picture, k) for k in range(len(case.looks))]),
                 }
             )
             for picture in pictures
@@ -251,51 +234,6 @@ def other_pose(rng: np.random.Generator, scene: Scene) -> ReferencePose:
     ground = Ground(colour=colour, pattern="plain")
     scale = SIZES[size] / SIDE
     return ReferencePose(degrees=POSES[turn], scale=scale, x=x / SIDE * 2 - 1, y=y / SIDE * 2 - 1, ground=ground)
-
-
-def answers(case: EmojiCase, found: Sequence[Shown]) -> dict[str, float]:
-    """What was asked and is shown, and what is the reference's where something else was asked; means over subjects."""
-    asked = [asked_of(case.scene, k) for k in range(len(found))]
-    given = [of_reference(pose) for pose in case.poses]
-    right = {
-        name: float(np.mean([getattr(a, name) == getattr(f, name) for a, f in zip(asked, found, strict=True)]))
-        for name in ("ground", "place", "size")
-    }
-    posed = [(a.poses[0], a.poses[0] in f.poses) for a, f in zip(asked, found, strict=True)]
-    right["pose"] = float(np.mean([good for _, good in posed]))
-    turned = [good for pose, good in posed if pose != "upright"]
-    each = [copied(*triple) for triple in zip(asked, found, given, strict=True)]
-    names = dict.fromkeys(name for scores in each for name in scores)
-    means = {name: float(np.mean([scores[name] for scores in each if name in scores])) for name in names}
-    means |= {"turned": float(np.mean(turned))} if turned else {}
-    return {**right, "obedience": float(np.mean(list(right.values()))), **means}
-
-
-def by_pose(scores: dict[str, float]) -> dict[str, float]:
-    """The scores, and identity once more by whether all poses are right or all are wrong."""
-    name = {1.0: "posed", 0.0: "misposed"}.get(scores["pose"])
-    return scores | ({name: scores["identity"]} if name else {})
-
-
-def copied(asked: Shown, found: Shown, given: Shown) -> dict[str, float]:
-    """1 where the reference's is shown in place of what was asked; nothing where both are the same, or look it."""
-    scores = {
-        f"copied_{name}": float(getattr(found, name) == getattr(given, name))
-        for name in ("ground", "place", "size")
-        if getattr(asked, name) != getattr(given, name)
-    }
-    (asked_pose,), (turn,) = asked.poses, given.poses
-    if asked_pose != turn and not {asked_pose, turn} <= set(found.poses):
-        scores["copied_turn"] = float(turn in found.poses)
-    return scores
-
-
-def closeness(errors: Float[Tensor, " subjects"], own: int) -> float:
-    """The share of the others that a picture is farther from than from its own subject: 0.5 is chance, 1 the nearest.
-
-    It tells models apart that are hardly ever nearest.
-    """
-    return float((errors > errors[own]).sum()) / (len(errors) - 1)
 
 
 def pixels_of(picture: Image.Image) -> Pixels:

@@ -107,6 +107,9 @@ class TestRows:
             ('{"prompt": "a", "subjects": [{"path": "a"}]}', "expected a path, or an object with image"),
             ('{"prompt": "a", "subjects": {"image": "a", "box": [1]}}', "box=[1]"),
             ('{"prompt": "a", "subjects": ["a.safetensors", "b.png"]}', "encoded already"),
+            ('{"prompt": "a", "subjects": [{"image": "a.safetensors"}, "b.png"]}', "encoded already"),
+            ('{"prompt": "a", "subjects": {"image": "a.safetensors", "name": "cup"}}', "expected no name beside it"),
+            ('{"prompt": "a", "subjects": {"image": null}}', "path null"),
             ('{"prompt": "a", "id": "WIDE"}', "is that of line 2"),
         ],
     )

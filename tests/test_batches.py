@@ -97,6 +97,8 @@ class TestRows:
             ('{"prompt": "a", "prompts": 1}', "expected a JSON object with any of id, prompt"),
             ('{"seed": 1}', "has no prompt"),
             ('{"prompt": ""}', "prompt is empty"),
+            (r'{"prompt": "a \ud800"}', "prompt='a \\ud800' holds half a character"),
+            (r'{"prompt": "a", "negative_prompt": "\udc80"}', "negative_prompt='\\udc80' holds half"),
             ('{"prompt": "a", "id": "../a"}', 'id="../a"'),
             ('{"prompt": "a", "id": 5}', "id=5"),
             ('{"prompt": "a", "size": "wide"}', "size 'wide'"),

@@ -268,6 +268,19 @@ class TestCommand:
         result = CliRunner().invoke(app, ["batch", str(file), "--out", str(folder / "out"), "--model", model])
         assert result.exit_code == 0, result.output
 
+    def test_rows_are_not_taken_for_a_manifest(self, model, folder):
+        (file := folder / "manifest.jsonl").write_text(text := '{"prompt": "a"}\n{"prompt": "no newline"}')
+        result = CliRunner().invoke(app, ["batch", str(file), "--out", str(folder), "--model", model])
+        assert result.exit_code == 2 and "has the name of a manifest" in result.output
+        assert file.read_text() == text
+
+    def test_a_folder_that_is_a_file_is_refused_before_the_model_is_loaded(self, folder):
+        (out := folder / "out").touch()
+        for each in (out, out / "deeper"):
+            arguments = ["batch", str(written(folder, GOOD)), "--out", str(each), "--model", "maxi"]
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 2 and f"'{out}' is a file: expected a folder" in result.output
+
     def test_a_model_that_is_none_is_refused(self, folder):
         file = written(folder, GOOD)
         result = CliRunner().invoke(app, ["batch", str(file), "--out", str(folder / "out"), "--model", "maxi"])

@@ -3,6 +3,7 @@
 import base64
 import ctypes
 import json
+import logging
 import os
 import random
 import signal
@@ -391,6 +392,18 @@ class TestLine:
             answer = httpx.post(url + GENERATIONS, json={"prompt": "a"})
             refused(answer, 500, "its log says why")
             assert "secret" not in answer.text
+
+    def test_a_bug_of_a_stream_is_in_the_log(self, pipe, monkeypatch):
+        class Broken(Gate):
+            def __call__(self, *_, **__):
+                raise RuntimeError("secret")
+
+        logged = []
+        monkeypatch.setattr(logging.getLogger("uvicorn.error"), "error", lambda *_, exc_info: logged.append(exc_info))
+        with serving(Broken(pipe)) as (_, url):
+            answer = httpx.post(url + GENERATIONS, json={"prompt": "a", "stream": True})
+        assert "its log says why" in answer.text and "secret" not in answer.text
+        assert [str(error) for error in logged] == ["secret"]
 
 
 class TestGuard:

@@ -149,6 +149,7 @@ class TestPictures:
             ({"stages": [{"until": 0.5}]}, "expected 0"),
             ({"stages": [{"until": 1 - k / 200} for k in range(1, 201)]}, "100 items"),
             ({"guidance_scale": 1e9}, "guidance_scale: "),
+            ({"stages": [{"until": 0, "guidance": 1e9}]}, "guidance: "),
             ({"response_format": "url"}, "response_format: "),
             ({"quality": "high"}, "quality: "),
             ({"prompts": 1}, "prompts: "),

@@ -488,6 +488,10 @@ class TestGuard:
 
 
 class TestReplicas:
+    def test_without_a_cluster(self):
+        refusal = CliRunner().invoke(app, ["serve", "--replicas", "4", "--model", "nowhere"])
+        assert refusal.exit_code == 2 and "--replicas 4 without --ray" in refusal.output
+
     @pytest.mark.parametrize(("text", "numbers"), [("2", (2, 2)), ("1-4", (1, 4))])
     def test_from_so_many_to_so_many(self, text, numbers):
         assert _range_of(text) == numbers
@@ -496,6 +500,12 @@ class TestReplicas:
     def test_refuses(self, text):
         with pytest.raises(ValueError, match=f"--replicas '{text}'"):
             _range_of(text)
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e12"])
+def test_a_timeout_that_no_clock_takes(seconds):
+    refusal = CliRunner().invoke(app, ["serve", "--timeout", seconds, "--model", "nowhere"])
+    assert refusal.exit_code == 2 and "'--timeout'" in refusal.output
 
 
 class TestAbout:

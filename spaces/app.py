@@ -7,5 +7,5 @@ from subjectgen.web.studio import open_studio
 
 if __name__ == "__main__":
     page = page_of(open_studio("mini", all_devices()))
-    serve(page, hosts=["*"])
+    serve(page, to_all=True)
     page.block_thread()

@@ -97,6 +97,8 @@ class TestRows:
             ('{"prompt": "a", "prompts": 1}', "expected a JSON object with any of id, prompt"),
             ('{"seed": 1}', "has no prompt"),
             ('{"prompt": ""}', "prompt is empty"),
+            (r'{"prompt": "a \ud800"}', "prompt='a \\ud800' holds half a character"),
+            (r'{"prompt": "a", "negative_prompt": "\udc80"}', "negative_prompt='\\udc80' holds half"),
             ('{"prompt": "a", "id": "../a"}', 'id="../a"'),
             ('{"prompt": "a", "id": 5}', "id=5"),
             ('{"prompt": "a", "size": "wide"}', "size 'wide'"),
@@ -107,6 +109,9 @@ class TestRows:
             ('{"prompt": "a", "subjects": [{"path": "a"}]}', "expected a path, or an object with image"),
             ('{"prompt": "a", "subjects": {"image": "a", "box": [1]}}', "box=[1]"),
             ('{"prompt": "a", "subjects": ["a.safetensors", "b.png"]}', "encoded already"),
+            ('{"prompt": "a", "subjects": [{"image": "a.safetensors"}, "b.png"]}', "encoded already"),
+            ('{"prompt": "a", "subjects": {"image": "a.safetensors", "name": "cup"}}', "expected no name beside it"),
+            ('{"prompt": "a", "subjects": {"image": null}}', "path null"),
             ('{"prompt": "a", "id": "WIDE"}', "is that of line 2"),
         ],
     )
@@ -262,6 +267,19 @@ class TestCommand:
         file = written(folder, [GOOD[0]])
         result = CliRunner().invoke(app, ["batch", str(file), "--out", str(folder / "out"), "--model", model])
         assert result.exit_code == 0, result.output
+
+    def test_rows_are_not_taken_for_a_manifest(self, model, folder):
+        (file := folder / "manifest.jsonl").write_text(text := '{"prompt": "a"}\n{"prompt": "no newline"}')
+        result = CliRunner().invoke(app, ["batch", str(file), "--out", str(folder), "--model", model])
+        assert result.exit_code == 2 and "has the name of a manifest" in result.output
+        assert file.read_text() == text
+
+    def test_a_folder_that_is_a_file_is_refused_before_the_model_is_loaded(self, folder):
+        (out := folder / "out").touch()
+        for each in (out, out / "deeper"):
+            arguments = ["batch", str(written(folder, GOOD)), "--out", str(each), "--model", "maxi"]
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 2 and f"'{out}' is a file: expected a folder" in result.output
 
     def test_a_model_that_is_none_is_refused(self, folder):
         file = written(folder, GOOD)

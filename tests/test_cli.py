@@ -519,6 +519,7 @@ class TestWithAModel:
         common = ("compare", "--prompt", "p", "--subject", "red.png", "--model", "nowhere/at-all")
         refused(*common, "--stages", "mild", words=("mild", "paper", "free", "faithful"))
         refused(*common, "--out", "a.jpg", words=("a.jpg", ".png"))
+        refused(*common, "--seed", str(2**64), words=("--seed",))
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

@@ -303,6 +303,9 @@ class TestFolders:
         (models / "diffusers" / "mine").symlink_to(model)
         (models / "diffusers" / "other").mkdir()
         (models / "diffusers" / "other" / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+        for name, text in (("torn", '{"_class'), ("list", "[]")):
+            (models / "diffusers" / name).mkdir()
+            (models / "diffusers" / name / "model_index.json").write_text(text)
         found = model_places()
         assert found.keys() == {"tiny", "mine", *recipes()} and found["mini"] == "mini"
         assert found["tiny"] == str(models / "subjectgen" / "tiny")

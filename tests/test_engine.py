@@ -22,6 +22,7 @@ from subjectgen.engine import (
     Painting,
     WorkerDied,
 )
+from subjectgen.engine.open import open_pipelines
 from subjectgen.engine.paint import Reporter
 from subjectgen.engine.subjects import SubjectCache, num_bytes
 from subjectgen.generate.stages import STAGE_PRESETS
@@ -404,6 +405,17 @@ class TestErrors:
                 engine.submit(Painting(prompt="a cat"))
             with pytest.raises(EngineClosed, match="no such weights"):  # also once all threads have ended
                 engine.wait_ready(0)
+
+    def test_no_pipeline_stays_on_other_devices(self, pipe, monkeypatch):
+        def load(_, *, device):
+            if device == "b":
+                raise OSError("no weights")
+            return pipe
+
+        monkeypatch.setattr("subjectgen.engine.open.load_quietly", load)
+        with pytest.raises(OSError, match="no weights"):
+            open_pipelines("tiny", ["a", "b"], {})
+        assert "subjectgen worker on a" not in [thread.name for thread in threading.enumerate()]
 
     def test_an_engine_of_nothing(self):
         with pytest.raises(ValueError, match="at least one of each"):

@@ -3,6 +3,7 @@
 import base64
 import ctypes
 import json
+import logging
 import os
 import random
 import signal
@@ -148,6 +149,7 @@ class TestPictures:
             ({"stages": [{"until": 0.5}]}, "expected 0"),
             ({"stages": [{"until": 1 - k / 200} for k in range(1, 201)]}, "100 items"),
             ({"guidance_scale": 1e9}, "guidance_scale: "),
+            ({"stages": [{"until": 0, "guidance": 1e9}]}, "guidance: "),
             ({"response_format": "url"}, "response_format: "),
             ({"quality": "high"}, "quality: "),
             ({"prompts": 1}, "prompts: "),
@@ -392,6 +394,18 @@ class TestLine:
             refused(answer, 500, "its log says why")
             assert "secret" not in answer.text
 
+    def test_a_bug_of_a_stream_is_in_the_log(self, pipe, monkeypatch):
+        class Broken(Gate):
+            def __call__(self, *_, **__):
+                raise RuntimeError("secret")
+
+        logged = []
+        monkeypatch.setattr(logging.getLogger("uvicorn.error"), "error", lambda *_, exc_info: logged.append(exc_info))
+        with serving(Broken(pipe)) as (_, url):
+            answer = httpx.post(url + GENERATIONS, json={"prompt": "a", "stream": True})
+        assert "its log says why" in answer.text and "secret" not in answer.text
+        assert [str(error) for error in logged] == ["secret"]
+
 
 class TestGuard:
     def test_key(self, pipe, monkeypatch):
@@ -474,6 +488,10 @@ class TestGuard:
 
 
 class TestReplicas:
+    def test_without_a_cluster(self):
+        refusal = CliRunner().invoke(app, ["serve", "--replicas", "4", "--model", "nowhere"])
+        assert refusal.exit_code == 2 and "--replicas 4 without --ray" in refusal.output
+
     @pytest.mark.parametrize(("text", "numbers"), [("2", (2, 2)), ("1-4", (1, 4))])
     def test_from_so_many_to_so_many(self, text, numbers):
         assert _range_of(text) == numbers
@@ -482,6 +500,12 @@ class TestReplicas:
     def test_refuses(self, text):
         with pytest.raises(ValueError, match=f"--replicas '{text}'"):
             _range_of(text)
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e12"])
+def test_a_timeout_that_no_clock_takes(seconds):
+    refusal = CliRunner().invoke(app, ["serve", "--timeout", seconds, "--model", "nowhere"])
+    assert refusal.exit_code == 2 and "'--timeout'" in refusal.output
 
 
 class TestAbout:

@@ -115,7 +115,7 @@ def address(studio, asked_hosts, tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("anywhere"))
         with shown(studio) as address:
             yield address
-    assert set(asked_hosts) <= {"127.0.0.1", "::1", "localhost"}
+    assert set(asked_hosts) <= {"127.0.0.1", "127.0.0.2", "::1", "localhost"}
 
 
 @pytest.fixture(scope="module")
@@ -450,8 +450,20 @@ def test_on_a_telephone(visit, files):
 
 
 def test_other_names_of_this_machine_are_not_answered(address):
-    assert httpx.get(address, headers={"Host": "page.of.others"}).status_code == 400
+    assert httpx.get(address, headers={"Host": "page.of.others"}).status_code == 421
     assert httpx.get(address).status_code == 200
+
+
+def test_pages_of_others_leave_no_files(address):
+    for origin, status in (("http://page.of.others", 403), ("null", 403), (address.rstrip("/"), 200)):
+        sent = httpx.post(f"{address}gradio_api/upload", files={"files": b"a"}, headers={"Origin": origin})
+        assert sent.status_code == status
+
+
+@pytest.mark.parametrize("host", ["::1", "127.0.0.2"])
+def test_every_address_of_this_machine_alone(studio, host):
+    with shown(studio, host=host) as address:
+        assert httpx.get(address).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "examples/../pyproject.toml"])
@@ -500,7 +512,7 @@ def test_a_page_with_a_password_shows_nothing_without(studio):
 
 def test_a_space_answers_by_any_name(studio):
     """As `spaces/app.py` shows its page."""
-    with shown(studio, where=serve, hosts=["*"]) as address:
+    with shown(studio, where=serve, to_all=True) as address:
         assert httpx.get(address, headers={"Host": "someone-subjectgen.hf.space"}).status_code == 200
 
 

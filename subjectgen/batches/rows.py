@@ -145,7 +145,8 @@ def _check_new(row: Row, seen: dict[str, int]) -> None:
 def _entries(value: Any) -> list[Any]:
     """One subject or a list of them => a list."""
     entries = [] if value is None else value if isinstance(value, list) else [value]
-    encoded = [each for each in entries if isinstance(each, str) and each.endswith(EMBEDS_SUFFIX)]
+    images = [each.get("image") if isinstance(each, dict) else each for each in entries]
+    encoded = [each for each in images if isinstance(each, str) and each.endswith(EMBEDS_SUFFIX)]
     if encoded and len(entries) > 1:
         raise ValueError(
             f"subjects {_short(entries)}: '{encoded[0]}' is encoded already, and cannot stand beside others"
@@ -157,7 +158,10 @@ def _subject(entry: Any, folder: Path) -> dict[str, Any]:
     given = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(given, dict) or "image" not in given or not set(given) <= set(SUBJECT_KEYS):
         raise ValueError(f"subject {_short(entry)}: expected a path, or an object with image, name, box, mask")
-    paths = {key: _path(given[key], folder) for key in ("image", "mask") if given.get(key) is not None}
+    said = [key for key in SUBJECT_KEYS[1:] if given.get(key) is not None]
+    paths = {key: _path(given[key], folder) for key in ("image", "mask") if key == "image" or key in said}
+    if said and given["image"].endswith(EMBEDS_SUFFIX):
+        raise ValueError(f"subject {_short(entry)} is encoded already: expected no {', '.join(said)} beside it")
     Subject(**given)  # whose name and box are checked at once
     return {**given, **paths}
 

@@ -11,6 +11,7 @@ from subjectgen.cli.engine import show_opening
 from subjectgen.cli.errors import say
 from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization
 from subjectgen.extras import require
+from subjectgen.files import check_folder
 
 if TYPE_CHECKING:
     from subjectgen.batches.rows import Row
@@ -38,6 +39,8 @@ def batch(
     from subjectgen.batches.rows import grouped, read_rows
     from subjectgen.batches.shard import Shard
 
+    check_folder(out)
+    _check_apart(jobs, out)
     if ray:
         require("ray", "ray", "pandas", "pyarrow")
     part = Shard.launched() if shard is None else Shard.parse(shard)
@@ -57,6 +60,15 @@ def batch(
     typer.echo(f"{out}: {len(mine) - failed} of {len(mine)} pictures are there, {len(bad)} lines could not be read")
     if bad or failed:
         raise typer.Exit(INCOMPLETE)
+
+
+def _check_apart(jobs: Path, out: Path) -> None:
+    """Raise ValueError for a file of rows that would be taken for a manifest, and written to."""
+    if jobs.resolve().parent == out.resolve() and jobs.match("manifest*.jsonl"):
+        raise ValueError(
+            f"'{jobs}' has the name of a manifest in --out '{out}', which would be written to: expected another. "
+            "Rename it, or choose another --out."
+        )
 
 
 def _here(

@@ -21,7 +21,9 @@ def compare(
     stages: Annotated[list[str] | None, typer.Option(help="A preset's name; repeat. All presets if left out.")] = None,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("compare.png"),
     num_images: Annotated[int, typer.Option(min=1, help="Seeds for each prompt.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first picture of a row; the next has the next.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the first picture of a row; the next has the next.")
+    ] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")] = None,
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
     model: Model = "mini",

@@ -11,6 +11,7 @@ from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offl
 from subjectgen.extras import require
 
 CONNECTIONS = 512
+LONGEST = 30 * 24 * 60 * 60  # seconds; timers of threads end at some centuries
 LAST_WORDS = 60  # seconds after the last job, for clients that read slowly
 
 
@@ -22,9 +23,13 @@ def serve(
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=1, help="Pictures in line, beyond which clients are sent away.")] = 64,
     max_batch: Annotated[int, typer.Option(min=1, help="Pictures painted together, if size and settings agree.")] = 8,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for a picture, with its time in line.")] = 600,
+    timeout: Annotated[
+        float, typer.Option(min=1, max=LONGEST, help="Seconds for a picture, with its time in line.")
+    ] = 600,
     ray: Annotated[bool, typer.Option("--ray", help="Paint on a Ray cluster: RAY_ADDRESS.")] = False,
-    replicas: Annotated[str, typer.Option(help="With --ray: N, or MIN-MAX as there is work.")] = "1",
+    replicas: Annotated[
+        str | None, typer.Option(help="With --ray: N, or MIN-MAX as there is work. 1 if left out.")
+    ] = None,
     model: Model = "mini",
     adapter: Adapter = None,
     quantization: Quantization = "none",
@@ -42,6 +47,8 @@ def serve(
     from subjectgen.serve.limits import RequestLimits
 
     check_address(host, api_key)
+    if replicas is not None and not ray:
+        raise ValueError(f"--replicas {replicas} without --ray: expected it as well, as only a cluster has replicas.")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else each broken body is a line of the log
     line = {"max_batch": max_batch, "max_waiting": max_waiting}
     options = {
@@ -52,7 +59,7 @@ def serve(
         "compile": compile,
     }
     if ray:
-        engine, facts = _on_ray(model, line, _range_of(replicas), **options)
+        engine, facts = _on_ray(model, line, _range_of("1" if replicas is None else replicas), **options)
     else:
         engine, facts = show_opening(model, all_devices(), line, **options)
     app = create_app(engine, facts, RequestLimits(timeout=timeout), api_key=api_key)

@@ -12,7 +12,7 @@ from subjectgen.extras import require
 def web(
     host: Annotated[str, typer.Option(help="Where to listen; others than 127.0.0.1 need a password.")] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="If left out, the first from 7860 on that is free.")
+        int | None, typer.Option(min=1, max=65535, help="If left out, the first from 7860 on that is free.")
     ] = None,
     password: Annotated[
         str | None, typer.Option(envvar="SUBJECTGEN_WEB_PASSWORD", help="For the user 'subjectgen'.")

@@ -45,5 +45,9 @@ def _entries(*keys: str) -> Iterator[Path]:
 
 
 def _is_pipeline(folder: Path) -> bool:
-    index = folder / INDEX
-    return index.is_file() and json.loads(index.read_text(encoding="utf-8")).get("_class_name") == "SubjectPipeline"
+    """Whether it can be loaded; a broken one of others, in a folder that they share, must not hide the rest."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(index, dict) and index.get("_class_name") == "SubjectPipeline"

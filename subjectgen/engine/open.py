@@ -45,5 +45,6 @@ def open_pipelines(
     try:
         engine.wait_ready()
     except EngineClosed as error:
+        engine.close(drain=False)  # other devices have theirs
         raise error.__cause__ or error from None
     return engine, pipes[0]

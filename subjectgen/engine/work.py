@@ -82,6 +82,8 @@ def subjects_of(value: Any) -> HashedSubjects | SubjectEmbeds | None:
 def _check_text(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{name}={value!r}: expected a string")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{name}={value!r} holds half a character: expected Unicode. Write it anew, in UTF-8")
     if name == "prompt" and not value.strip():
         raise ValueError("prompt is empty: expected a few words, such as 'image 1 on a red ground'")
 

@@ -13,6 +13,7 @@ from subjectgen.sizes import size_of
 
 Text = Annotated[str, Field(max_length=8000)]
 Name = Annotated[str, Field(max_length=200)]
+Scale = Annotated[float, Field(allow_inf_nan=False, ge=-100, le=100)]  # of guidance; weights of stages are less
 Id = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -37,8 +38,8 @@ class Asked(BaseModel):
     negative_prompt: Text = ""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
-    stages: Name | Annotated[list[dict[str, float]], Field(max_length=100)] | None = None
-    guidance_scale: Annotated[float, Field(allow_inf_nan=False, ge=-100, le=100)] | None = None
+    stages: Name | Annotated[list[dict[str, Scale]], Field(max_length=100)] | None = None
+    guidance_scale: Scale | None = None
 
 
 def paintings(asked: Asked, subjects: Any, limits: RequestLimits, facts: ModelFacts) -> list[Painting]:

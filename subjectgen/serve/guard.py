@@ -34,6 +34,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def stranger(headers: dict[bytes, bytes], key: str) -> tuple[int, str] | None:
+    """The status and the words for who is not of this machine; `key` is what a server for others needs."""
+    if not is_loopback(_host(b"//" + headers.get(b"host", b""))):
+        return 421, f"expected a request to 127.0.0.1: others need a server with {key}"
+    if not is_loopback(_host(headers.get(b"origin", b"//localhost"))):
+        return 403, f"expected no request of a page of others: these need a server with {key}"
+    return None
+
+
 class Guard:
     """ASGI middleware. Answers what may not pass itself."""
 
@@ -49,12 +58,8 @@ class Guard:
         if not self._may_ask(scope["path"], headers):
             no = refusal(401, "expected the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
             return await no(scope, receive, send)
-        if self._key is None and not is_loopback(_host(b"//" + headers.get(b"host", b""))):
-            no = "expected a request to 127.0.0.1: others need a server with an API key, SUBJECTGEN_API_KEY"
-            return await refusal(421, no)(scope, receive, send)
-        if self._key is None and not is_loopback(_host(headers.get(b"origin", b"//localhost"))):
-            no = "expected no request of a page of others: these need a server with an API key, SUBJECTGEN_API_KEY"
-            return await refusal(403, no)(scope, receive, send)
+        if self._key is None and (no := stranger(headers, "an API key, SUBJECTGEN_API_KEY")):
+            return await refusal(*no)(scope, receive, send)
         most = self._limits.max_body_bytes if _is_form(headers) else self._limits.max_text_bytes
         if _length(headers) > most:
             return await refusal(413, _too_much(most))(scope, receive, send)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -18,11 +19,12 @@ from starlette.responses import Response, StreamingResponse
 from subjectgen.engine import Job, Painted, Progress
 from subjectgen.png import write_png
 from subjectgen.serve.asked import Asked, paintings
-from subjectgen.serve.errors import REFUSALS, error_body, json_response
+from subjectgen.serve.errors import REFUSALS, error_body, json_response, status_of
 from subjectgen.serve.uploads import read_form, read_pictures
 from subjectgen.serve.waiting import progress, results
 from subjectgen.subject import Subject
 
+logger = logging.getLogger("uvicorn.error")
 KEEP_ALIVE = 15.0  # seconds of silence that no proxy ends a connection for
 
 
@@ -105,6 +107,8 @@ def _step(job: Job, told: Progress) -> dict[str, Any]:
 async def _ended(service: Any, asked: Asked, job: Job, kind: str) -> str:
     error = job.future.exception()
     if error is not None:
+        if status_of(error) == 500:  # of other answers uvicorn logs it
+            logger.error("a streamed job failed", exc_info=error)
         return _sse({"type": "error", **error_body(error)})
     painted: Painted = job.result(0)
     picture = await _picture(service, asked, job, painted.image, f"{kind}.completed")

@@ -5,15 +5,14 @@ from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]  (extra)
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from subjectgen.serve.guard import is_loopback
+from subjectgen.serve.errors import refusal
+from subjectgen.serve.guard import is_loopback, stranger
 from subjectgen.web.examples import references_folder
 
 USER = "subjectgen"
 MIN_PASSWORD = 12  # characters
 MAX_FILE = "512mb"  # a saved subject of a large model
-LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = Path(__file__).with_name("page.css")
 
@@ -32,20 +31,31 @@ def check_address(host: str, password: str | None) -> None:
 def show(blocks: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, password: str | None = None) -> str:
     """Serve the page from a thread, and return its address. port: None for any near 7860 that is free.
 
-    Without a password only the names of this machine are answered, lest pages of others ask in this browser's name.
+    Without a password only this machine's names and pages are answered, lest pages of others ask in this browser's.
     Raises ValueError for an address that is open to all, OSError for a port that is taken.
     """
     check_address(host, password)
     auth = None if password is None else (USER, password)
-    hosts = LOOPBACK if password is None else ["*"]
-    return serve(blocks, hosts, server_name=host, server_port=port, auth=auth)
+    name = f"[{host}]" if ":" in host else host  # as it stands in an address
+    return serve(blocks, to_all=password is not None, server_name=name, server_port=port, auth=auth)
 
 
-def serve(blocks: gr.Blocks, hosts: list[str], **where: Any) -> str:
-    """As `show`, for whoever calls it by one of these names. where: as of `Blocks.launch`."""
+class OnlyHere:
+    """ASGI middleware. Answers who is not of this machine itself."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        no = stranger(dict(scope["headers"]), "a password, SUBJECTGEN_WEB_PASSWORD") if "headers" in scope else None
+        await (refusal(*no) if no else self._app)(scope, receive, send)
+
+
+def serve(blocks: gr.Blocks, *, to_all: bool, **where: Any) -> str:
+    """As `show`; whether to all, whoever they are. where: as of `Blocks.launch`."""
     _, address, _ = blocks.launch(
         allowed_paths=[str(references_folder())],
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+        app_kwargs={"middleware": [] if to_all else [Middleware(OnlyHere)]},
         max_file_size=MAX_FILE,
         theme=THEME,
         css_paths=STYLE,

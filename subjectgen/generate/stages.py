@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 Number = float | int  # beartype does not take an int for a float
+ROUNDING = 1e-6  # the scheduler's sigmas are float32, of which .95 is less than 0.95
 
 
 def _is_number(value: Any) -> bool:
@@ -80,7 +81,7 @@ def _stage(entry: Any) -> Stage:
 
 def stage_at(stages: Sequence[Stage], sigma: float) -> Stage:
     """The stage that acts at `sigma`: the first whose end it has not passed."""
-    return next(stage for stage in stages if sigma >= stage.until)
+    return next(stage for stage in stages if sigma >= stage.until - ROUNDING)
 
 
 def split_steps(stages: Sequence[Stage], sigmas: Sequence[float]) -> list[int]:

@@ -148,7 +148,7 @@ class SubjectPipeline(SavedPipeline):
         height, width: pixels, multiples of what one token covers.
         guidance_scale, negative_prompt, negative ("empty_text", "no_identity", "no_condition"): see `Guidance`;
             `guidance` takes a whole one, with three terms if you like. A negative prompt is read: where it is given
-            and `negative` is not, that is "empty_text".
+            and `negative` is not, that is "empty_text". Of a list, "" is no negative prompt.
         stages: "paper", "free", "faithful" or a list of `Stage`.
         reasoning: whether each prompt is planned first, as `reason` does, and the plans are painted. References are cut
             to the plan's boxes, but for those that were encoded before.

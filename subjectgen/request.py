@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, get_args
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from subjectgen.binding import Binding, bind, numbered
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.generate.guide import Guidance
-from subjectgen.generate.stages import Stage, resolve_stages
+from subjectgen.generate.stages import Stage, is_number, resolve_stages
 from subjectgen.generate.to_image import OutputType
 from subjectgen.references import References, check_count, read_images
 from subjectgen.subject_lists import subject_lists
@@ -168,8 +167,8 @@ def _guidance(request: Request, negative_prompts: Sequence[str], limits: Limits)
             raise ValueError(f"guidance={request.guidance!r}: expected subjectgen.Guidance(...)")
         return request.guidance
     scale = limits.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    if isinstance(scale, bool) or not isinstance(scale, Real):
-        raise ValueError(f"guidance_scale={scale!r}: expected a number, 1 for none")
+    if not is_number(scale):
+        raise ValueError(f"guidance_scale={scale!r}: expected a finite number, 1 for none")
     negative = _negative(negative_prompts, limits) if request.negative is None else request.negative
     return Guidance(scale=float(scale), negative=negative)
 

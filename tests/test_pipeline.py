@@ -50,6 +50,8 @@ class TestRefusals:
             ({"num_inference_steps": "many"}, ("many",)),
             ({"num_images_per_prompt": 0}, ("num_images_per_prompt=0",)),
             ({"guidance_scale": "high"}, ("guidance_scale='high'", "number")),
+            ({"guidance_scale": float("nan")}, ("guidance_scale=nan", "finite")),
+            ({"stages": [Stage(0.0), {"until": 0.0, "guidance": float("inf")}]}, ("guidance=inf", "finite")),
             ({"negative": ""}, ("negative=''", "empty_text")),
             ({"negative": "no_text"}, ("no_text", "empty_text", "no_identity", "no_condition")),
             ({"negative_prompt": ["a", "b"]}, ("2 negative prompts", "1 prompts")),

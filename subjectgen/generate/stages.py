@@ -42,7 +42,7 @@ class Stage:
     @property
     def without_references(self) -> "Stage":
         """The same for a picture that has none: where identity alone was to act, the prompt does."""
-        return replace(self, semantic=self.semantic or 1.0, identity=0.0)
+        return replace(self, semantic=self.semantic or (1.0 if self.identity else 0.0), identity=0.0)
 
 
 STAGE_PRESETS: dict[str, tuple[Stage, ...]] = {

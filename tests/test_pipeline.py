@@ -58,6 +58,7 @@ class TestRefusals:
             ({"negative_prompt": 3}, ("negative_prompt=3",)),
             ({"guidance": 2.5}, ("guidance=2.5", "Guidance")),
             ({"guidance": Guidance(scale=2), "guidance_scale": 3}, ("guidance_scale", "give one")),
+            ({"guidance": Guidance(embedded=3.5)}, ("embedded=3.5", "None", "scale")),
             ({"stages": "mild"}, ("mild", *STAGE_PRESETS)),
             ({"stages": [Stage(0.5)]}, ("0.5", "expected 0")),
             ({"generator": 7}, ("generator=7", "manual_seed")),

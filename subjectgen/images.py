@@ -65,11 +65,19 @@ def _from_path(value: str | Path) -> Image.Image:
             f"{shown(value)} is a URL: expected a file on this machine. Download it first and pass its path."
         )
     path, name = Path(value).expanduser(), _named(value)
-    if not path.exists():
+    if not _is_there(path):
         raise FileNotFoundError(f"{name} does not exist: expected a picture such as a PNG or JPEG. Check the path.")
     if path.is_dir():
         raise ValueError(f"{name} is a folder: expected one picture. Pass each file by itself.")
     return _decoded(path, name)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:  # too long, a zero byte, a folder that may not be looked into
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{shown(str(path))} cannot be a path ({reason}): expected {EXPECTED}. Check it.") from error
 
 
 def _decoded(path: Path, name: str) -> Image.Image:
@@ -198,8 +206,17 @@ def _eight_bit(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "f":
         return _levels(array, 1.0, name, "Use (array + 1) / 2 for -1..1, array / 255 for 0..255.")
     if array.dtype in (np.uint16, np.int32):  # int32 is how Pillow holds 16-bit TIFF and PNG
+        _check_not_8_bit(array, name)
         return _levels(array, 65535.0, name, "Scale it to 16 bits first.")
     raise ValueError(f'{name}: expected uint8 0..255, uint16 or float 0..1. Use array.astype("uint8").')
+
+
+def _check_not_8_bit(array: np.ndarray, name: str) -> None:
+    if 0 < (high := array.max()) <= 255:
+        raise ValueError(
+            f"{name} has levels up to {high} of 65535, which is black to the eye: expected 16-bit levels. "
+            'Use array.astype("uint8") if they are of 255 (of a PIL image: numpy.array(image).astype("uint8")).'
+        )
 
 
 def _levels(array: np.ndarray, highest: float, name: str, remedy: str) -> np.ndarray:

@@ -7,6 +7,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from diffusers import PipelineQuantizationConfig
@@ -23,7 +24,7 @@ def load(
     *,
     adapter: str | Path | None = None,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: Any = None,
     quantization: str = "none",
     offload: str = "none",
     attention_backend: str | None = None,
@@ -33,7 +34,7 @@ def load(
 
     adapter: a trained SubjectAdapter, for a recipe that is not whole without: a file, a folder or a Hub repo id.
     device: where it computes, such as "cuda".
-    dtype: of the weights; the recipe's own if left out, else float32.
+    dtype: a torch.dtype, of the weights; the recipe's own if left out, else float32.
 
     Where memory is short, try these in this order:
 
@@ -57,6 +58,7 @@ def load(
     OutOfMemory (a torch.OutOfMemoryError) that says how much was missing; and before anything is loaded ValueError for
     what this machine cannot do, MissingExtraError for a package that is not here.
     """
+    _check_dtype(dtype)
     check_placement(device, offload, attention_backend=attention_backend, compile=compile)
     check_quantization(quantization, device, offload)
     opener = _opener(str(model))
@@ -66,6 +68,12 @@ def load(
     with told(f"loading '{model}'", LOADING):
         pipe = opener(**given, quantization=quantization)
         return place(pipe, device, offload=offload, attention_backend=attention_backend, compile=compile)
+
+
+def _check_dtype(dtype: Any) -> None:
+    """diffusers would load another one in its place, and transformers the one it is the name of."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype={dtype!r}: expected a torch.dtype such as torch.bfloat16, or None for the model's own")
 
 
 def _opener(model: str) -> Callable[..., SubjectPipeline]:

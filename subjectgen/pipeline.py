@@ -17,7 +17,7 @@ from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
 from subjectgen.generate.fuse import fuse
-from subjectgen.generate.guide import NEGATIVES, guided
+from subjectgen.generate.guide import NEGATIVES, Guidance, guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
 from subjectgen.generate.stages import Number, resolve_stages
 from subjectgen.generate.to_image import to_image
@@ -148,7 +148,7 @@ class SubjectPipeline(SavedPipeline):
         height, width: pixels, multiples of what one token covers.
         guidance_scale, negative_prompt, negative ("empty_text", "no_identity", "no_condition"): see `Guidance`;
             `guidance` takes a whole one, with three terms if you like. A negative prompt is read: where it is given
-            and `negative` is not, that is "empty_text".
+            and `negative` is not, that is "empty_text". Of a list, "" is no negative prompt.
         stages: "paper", "free", "faithful" or a list of `Stage`.
         reasoning: whether each prompt is planned first, as `reason` does, and the plans are painted. References are cut
             to the plan's boxes, but for those that were encoded before.
@@ -314,6 +314,7 @@ class SubjectPipeline(SavedPipeline):
 
     def _resolve(self, request: Request) -> ResolvedRequest:
         resolved = resolve(as_painted(request, self), self.limits)
+        _check_told(resolved.guidance, self.transformer)
         for subjects in resolved.subjects:
             if isinstance(subjects, SubjectEmbeds):
                 subjects.check(self.fingerprints)
@@ -391,6 +392,14 @@ class SubjectPipeline(SavedPipeline):
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+
+
+def _check_told(guidance: Guidance, transformer: Transformer) -> None:
+    if guidance.embedded is not None and not transformer.config.get("guidance_embeds"):
+        raise ValueError(
+            f"guidance embedded={guidance.embedded}: this {type(transformer).__name__} was not distilled on a guidance "
+            "that it is told: expected None. Use scale."
+        )
 
 
 def _counted(options: dict[str, Any]) -> dict[str, Any]:

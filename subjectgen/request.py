@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, get_args
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from subjectgen.binding import Binding, bind, numbered
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.generate.guide import Guidance
-from subjectgen.generate.stages import Stage, resolve_stages
+from subjectgen.generate.stages import Stage, is_number, resolve_stages
 from subjectgen.generate.to_image import OutputType
 from subjectgen.references import References, check_count, read_images
 from subjectgen.subject_lists import subject_lists
@@ -101,7 +100,7 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
         height=height,
         width=width,
         num_inference_steps=_count(steps, "num_inference_steps"),
-        guidance=_guidance(request, limits),
+        guidance=_guidance(request, negative_prompts, limits),
         stages=resolve_stages(limits.stages if request.stages is None else request.stages),
         num_images_per_prompt=_count(request.num_images_per_prompt, "num_images_per_prompt")
         * _count(request.best_of, "best_of"),
@@ -160,7 +159,7 @@ def _bindings(prompts: Sequence[str], subjects: Sequence[Subjects]) -> tuple[tup
     return tuple(bind(prompt, each.names) for prompt, each in zip(prompts, subjects, strict=True))
 
 
-def _guidance(request: Request, limits: Limits) -> Guidance:
+def _guidance(request: Request, negative_prompts: Sequence[str], limits: Limits) -> Guidance:
     if request.guidance is not None:
         if request.guidance_scale is not None or request.negative is not None:
             raise ValueError("guidance is given beside guidance_scale or negative: it already says both, give one")
@@ -168,10 +167,23 @@ def _guidance(request: Request, limits: Limits) -> Guidance:
             raise ValueError(f"guidance={request.guidance!r}: expected subjectgen.Guidance(...)")
         return request.guidance
     scale = limits.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    if isinstance(scale, bool) or not isinstance(scale, Real):
-        raise ValueError(f"guidance_scale={scale!r}: expected a number, 1 for none")
-    own = "empty_text" if request.negative_prompt else limits.negative
-    return Guidance(scale=float(scale), negative=request.negative or own)
+    if not is_number(scale):
+        raise ValueError(f"guidance_scale={scale!r}: expected a finite number, 1 for none")
+    negative = _negative(negative_prompts, limits) if request.negative is None else request.negative
+    return Guidance(scale=float(scale), negative=negative)
+
+
+def _negative(negative_prompts: Sequence[str], limits: Limits) -> str:
+    """What guidance goes away from where it isn't said: negative prompts are read. A batch has one answer."""
+    if not any(negative_prompts):
+        return limits.negative
+    if not all(negative_prompts) and limits.negative != "empty_text":
+        raise ValueError(
+            f"negative_prompt={list(negative_prompts)!r}: some are empty, and this model's guidance goes away from "
+            f"{limits.negative!r} where there is none: expected one each, or none. Give negative='empty_text' for "
+            "all, or make two calls."
+        )
+    return "empty_text"
 
 
 def _count(value: Any, name: str) -> int:

@@ -132,6 +132,10 @@ class TestConditions:
         alone = paint(pipe, PROMPTS[2], None, stages="faithful", guidance_scale=scale)
         assert_equal(among_others[2:], alone)
 
+    def test_where_nothing_is_to_act_no_prompt_does(self, pipe):
+        nothing = [Stage(0.0, semantic=0.0, identity=0.0)]
+        assert torch.equal(*(paint(pipe, prompt, None, stages=nothing) for prompt in PROMPTS[:2]))
+
     def test_text_only_is_no_references(self, pipe):
         assert torch.equal(paint(pipe, PROMPTS[0]), paint(pipe, PROMPTS[0], []))
         assert torch.equal(paint(pipe, PROMPTS[0]), paint(pipe, PROMPTS[0], [None]))

@@ -69,7 +69,7 @@ class TestResult:
         jobs = engine.submit_all(works)
         gate.open.set()
         painted = [job.result(20) for job in jobs]
-        assert gate.calls[1:] == [["a red cat", "cat", "a blue cat"]]
+        assert gate.calls[1:] == [["a red cat", "cat"], ["a blue cat"]]
         alone = [
             gate.pipe(w.prompt, [each], negative_prompt=w.negative_prompt, generator=seeded_generators(w.seed)).images
             for w, each in zip(works, ([RED], [], [RED, BLUE]), strict=True)
@@ -77,7 +77,15 @@ class TestResult:
         for one, (other,) in zip(painted, alone, strict=True):
             assert_same_picture(one.image, other)
         assert [one.seed for one in painted] == [1, 2, 3]
-        assert [one.painted_together for one in painted] == [3, 3, 3]
+        assert [one.painted_together for one in painted] == [2, 2, 1]
+
+    @pytest.mark.parametrize("negative_prompt", ["", "blue"])
+    def test_goes_away_from_what_the_checkpoint_does(self, negative_prompt):
+        pipe = tiny_pipeline(negative="no_condition", guidance_scale=3.0)
+        (alone,) = pipe("a red cat", RED, negative_prompt=negative_prompt, generator=seeded_generators(1)).images
+        with Engine(lambda _: pipe) as engine:
+            work = Painting(prompt="a red cat", subjects=RED, negative_prompt=negative_prompt, seed=1)
+            assert_same_picture(engine.submit(work).result(20).image, alone)
 
     def test_other_settings_are_other_calls_and_the_first_goes_first(self, engine, gate):
         held(engine, gate)

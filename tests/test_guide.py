@@ -140,6 +140,8 @@ def test_semantic_tokens_are_read_once_for_all_stages():
     ("options", "message"),
     [
         ({"negative": "nothing"}, "'nothing'.*empty_text, no_identity, no_condition"),
+        ({"scale": float("inf")}, "scale=inf: expected a finite number"),
+        ({"identity": float("nan"), "text": 1.0}, "identity=nan: expected a finite number"),
         ({"identity": 2.0}, "needs both"),
         ({"identity": 2.0, "text": 2.0, "scale": 3.0}, "two-term"),
     ],

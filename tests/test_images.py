@@ -202,6 +202,11 @@ class TestBadFiles:
     def test_missing(self, tmp_path: Path):
         self.refused(tmp_path / "none.png", "none.png", "does not exist", error=FileNotFoundError)
 
+    def test_no_path(self):
+        """Such as the bytes of a picture as text."""
+        with pytest.raises(ValueError, match=r"'iVBOR.{80,120}too long.*expected a path, a PIL image"):
+            load_image("iVBORw0KGgo" * 400)
+
     def test_url(self):
         for url in ("https://example.org/cat.png", "HTTP://x/y.png", "data:image/png;base64,AAAA"):
             self.refused(url, url[:20], "URL", "Download")
@@ -275,6 +280,8 @@ class TestBadValues:
             (torch.zeros(2, 3, 20, 30), ("[2, 3, 20, 30]", "list(tensor)")),
             (torch.zeros(3, 20, 30, dtype=torch.int64), ("int64", "uint8")),
             (torch.full((3, 4, 4), 2.0), ("2..2", "0..1")),
+            (np.full((4, 4, 3), 200, np.uint16), ("up to 200 of 65535", 'astype("uint8")')),
+            (Image.new("L", (4, 4), 200).convert("I"), ("up to 200 of 65535", "PIL image")),
             (Image.fromarray(np.full((4, 4), 70_000, np.int32)), ("70000", "65535")),
         ],
         ids=lambda value: type(value).__name__,

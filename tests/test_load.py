@@ -59,6 +59,11 @@ def test_recipe_in_another_precision(shipped):
     assert {network.dtype for network in networks} == {torch.bfloat16}
 
 
+def test_the_name_of_a_precision_is_none(shipped):
+    with pytest.raises(ValueError, match=r"dtype='bfloat16': expected a torch\.dtype such as torch\.bfloat16"):
+        subjectgen.load("mini", dtype="bfloat16")
+
+
 def test_recipe_and_folder_are_one_model(shipped):
     _, folder = shipped
     hashes = {weights.model_hash(loaded.components) for loaded in (subjectgen.load("mini"), subjectgen.load(folder))}

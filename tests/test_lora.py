@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tiny_adapter import LORA, base_transformer, merged, trained_pipeline, velocity
-from tiny_pipeline import tiny_pipeline
+from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
 from subjectgen import SubjectAdapter, WeightsError, extras
 from subjectgen.lora import active_loras, load_lora
@@ -75,6 +75,18 @@ class TestBesideTheIdentity:
         expect(pipe, (adapter.lora_state, IDENTITY_SCALE), (style, 1.0))
         adapter.apply(pipe)
         expect(pipe, (adapter.lora_state, IDENTITY_SCALE), (style, 1.0))
+
+    def test_another_of_the_same_name_reads_subjects_again(self, style):
+        pipe = tiny_pipeline()
+        subject = pipe.encode_subjects(picture("red"))
+        for other in (style, {key: 2 * tensor for key, tensor in style.items()}):
+            load_lora(pipe, other, "style")
+            images = [
+                pipe("a red cat", subjects, generator=seeded_generators(0), output_type="latent").images
+                for subjects in (subject, picture("red"))
+            ]
+            torch.testing.assert_close(*images)
+            pipe.transformer.delete_adapters("style")
 
     def test_the_adapter_holds_the_identity_only(self, pipe, adapter, style):
         load_lora(pipe, style, "style")

@@ -1,5 +1,7 @@
 """What a call refuses, what it resolves to, and what diffusers can do with the pipeline."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,11 +50,15 @@ class TestRefusals:
             ({"num_inference_steps": "many"}, ("many",)),
             ({"num_images_per_prompt": 0}, ("num_images_per_prompt=0",)),
             ({"guidance_scale": "high"}, ("guidance_scale='high'", "number")),
+            ({"guidance_scale": float("nan")}, ("guidance_scale=nan", "finite")),
+            ({"stages": [Stage(0.0), {"until": 0.0, "guidance": float("inf")}]}, ("guidance=inf", "finite")),
+            ({"negative": ""}, ("negative=''", "empty_text")),
             ({"negative": "no_text"}, ("no_text", "empty_text", "no_identity", "no_condition")),
             ({"negative_prompt": ["a", "b"]}, ("2 negative prompts", "1 prompts")),
             ({"negative_prompt": 3}, ("negative_prompt=3",)),
             ({"guidance": 2.5}, ("guidance=2.5", "Guidance")),
             ({"guidance": Guidance(scale=2), "guidance_scale": 3}, ("guidance_scale", "give one")),
+            ({"guidance": Guidance(embedded=3.5)}, ("embedded=3.5", "None", "scale")),
             ({"stages": "mild"}, ("mild", *STAGE_PRESETS)),
             ({"stages": [Stage(0.5)]}, ("0.5", "expected 0")),
             ({"generator": 7}, ("generator=7", "manual_seed")),
@@ -110,6 +116,16 @@ class TestRequest:
     def test_a_negative_prompt_is_read_whatever_the_checkpoint_goes_away_from(self):
         resolved = resolve(Request(prompt=PROMPT, negative_prompt="blue"), self.limits)
         assert resolved.guidance == Guidance(scale=1.5, negative="empty_text")
+
+    def test_empty_ones_in_a_list_are_none(self):
+        resolved = resolve(Request(prompt=["a", "b"], negative_prompt=["", ""]), self.limits)
+        assert resolved.guidance == Guidance(scale=1.5, negative="no_condition")
+
+    def test_a_batch_goes_away_from_one_thing(self):
+        request = Request(prompt=["a", "b"], negative_prompt=["blue", ""])
+        with pytest.raises(ValueError, match=r"some are empty.*no_condition.*Give negative='empty_text'"):
+            resolve(request, self.limits)
+        assert resolve(replace(request, negative="empty_text"), self.limits).guidance.negative == "empty_text"
 
     def test_what_is_left_out_is_the_checkpoints_choice(self):
         resolved = resolve(Request(prompt=PROMPT), self.limits)

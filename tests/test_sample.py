@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from subjectgen.generate.sample import noised, sample, schedule
-from subjectgen.generate.stages import Stage, resolve_stages, stage_at
+from subjectgen.generate.stages import Stage, resolve_stages, split_steps, stage_at
 
 NOISE = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
 IMAGE = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))
@@ -55,6 +55,13 @@ def test_every_step_belongs_to_its_stage_and_each_stage_is_prepared_once():
     sample(NOISE, scheduled(), stages, velocity_for)
     assert prepared == list(stages)
     assert all(stage is stage_at(stages, sigma) for stage, sigma in steps)
+
+
+@pytest.mark.parametrize(("num_steps", "split"), [(20, [2, 2, 16]), (40, [3, 4, 33]), (100, [6, 10, 84])])
+def test_a_step_at_the_end_of_a_stage_belongs_to_it(num_steps, split):
+    """Of 20 unshifted steps the second begins at .95, which "paper" gives to meaning alone."""
+    sigmas = schedule(FlowMatchEulerDiscreteScheduler(shift=1.0), num_steps, num_tokens=6)
+    assert split_steps(resolve_stages("paper"), sigmas.tolist()) == split
 
 
 def test_a_stage_without_steps_is_never_prepared():

@@ -47,7 +47,8 @@ class Painting:
     def shared(self) -> dict[str, Any]:
         """Arguments of a call that all its pictures share. Paintings of which these are equal are painted together."""
         names = ("height", "width", "num_inference_steps", "guidance_scale", "stages")
-        return {name: getattr(self, name) for name in names}
+        away = "empty_text" if self.negative_prompt else None  # as in a call of it alone
+        return {name: getattr(self, name) for name in names} | {"negative": away}
 
     def with_seed(self, seed: int) -> "Painting":
         """The same with another seed."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subjectgen.generate.stages import Number, Stage
+from subjectgen.generate.stages import Number, Stage, is_number
 from subjectgen.types import Condition
 
 NEGATIVES = ("empty_text", "no_identity", "no_condition")
@@ -38,6 +38,10 @@ class Guidance:
     embedded: Number | None = None
 
     def __post_init__(self):
+        for name in ("scale", "identity", "text", "embedded"):
+            value = getattr(self, name)
+            if not is_number(value) and (value is not None or name == "scale"):
+                raise ValueError(f"{name}={value!r}: expected a finite number, 1 for no guidance")
         if self.negative not in NEGATIVES:
             raise ValueError(f"negative={self.negative!r}: expected one of {', '.join(NEGATIVES)}")
         if (self.identity is None) != (self.text is None):

@@ -1,15 +1,19 @@
 """Multi-stage denoising: which conditions act at which noise level, as data."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 Number = float | int  # beartype does not take an int for a float
+ROUNDING = 1e-6  # the scheduler's sigmas are float32, of which .95 is less than 0.95
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,17 @@ class Stage:
     def __post_init__(self):
         for name in ("until", "semantic", "identity"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise ValueError(f"stage {name}={value!r}: expected a number from 0 to 1")
-        if self.guidance is not None and not _is_number(self.guidance):
-            raise ValueError(f"stage guidance={self.guidance!r}: expected a number, 1 for none, or None for the call's")
+        if self.guidance is not None and not is_number(self.guidance):
+            raise ValueError(
+                f"stage guidance={self.guidance!r}: expected a finite number, 1 for none, or None for the call's"
+            )
 
     @property
     def without_references(self) -> "Stage":
         """The same for a picture that has none: where identity alone was to act, the prompt does."""
-        return replace(self, semantic=self.semantic or 1.0, identity=0.0)
+        return replace(self, semantic=self.semantic or (1.0 if self.identity else 0.0), identity=0.0)
 
 
 STAGE_PRESETS: dict[str, tuple[Stage, ...]] = {
@@ -80,7 +86,7 @@ def _stage(entry: Any) -> Stage:
 
 def stage_at(stages: Sequence[Stage], sigma: float) -> Stage:
     """The stage that acts at `sigma`: the first whose end it has not passed."""
-    return next(stage for stage in stages if sigma >= stage.until)
+    return next(stage for stage in stages if sigma >= stage.until - ROUNDING)
 
 
 def split_steps(stages: Sequence[Stage], sigmas: Sequence[float]) -> list[int]:

@@ -10,6 +10,7 @@ from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCac
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.weak import WeakIdRef
 
 from subjectgen.models.dit.kept import KeyValues, StackedKeyValues, beside_noise, joined, key_bias, real_tokens
 from subjectgen.models.dit.parallel import Ranks, undivided
@@ -225,9 +226,14 @@ def weights_state(transformer, null_pooled: Float[Tensor, " pooled"]) -> tuple[A
     """Changes whenever what conditions are read with does: weights, LoRA, the pooled vector of no prompt."""
     weights = [0 if weight.is_inference() else weight._version for weight in transformer.parameters()]
     adapters = [
-        (tuple(module.scaling.items()), tuple(module.active_adapters), module.disable_adapters)
+        (tuple(module.scaling.items()), tuple(module.active_adapters), module.disable_adapters, _loras_of(module))
         for module in transformer.modules()
         if hasattr(module, "active_adapters") and hasattr(module, "scaling")
     ]
     pooled = (null_pooled.dtype, null_pooled.device, tuple(null_pooled.tolist()))
     return id(transformer), pooled, len(weights), sum(weights), tuple(adapters)
+
+
+def _loras_of(module) -> tuple[WeakIdRef, ...]:
+    """Equal as long as the weights of its adapters are the same objects: others of that name are not."""
+    return tuple(WeakIdRef(weight) for name, weight in module.named_parameters() if "lora_" in name)

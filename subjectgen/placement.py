@@ -43,6 +43,14 @@ def check_placement(
         check_backend(attention_backend, torch.device(device))
 
 
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raise ValueError for the name of one: diffusers would load another in its place, and transformers that one."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(
+            f"{name}={dtype!r}: expected a torch.dtype such as torch.bfloat16, or None for the model's own"
+        )
+
+
 def place(
     pipe: Any,
     device: torch.device | str = "cpu",

@@ -12,15 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch
-from subjectgen.backbones import Denoiser, Reader, Transformer, denoiser_of, reader_of
+from subjectgen.backbones import Denoiser, Reader, Transformer, adapter_of, denoiser_of, reader_of
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
 from subjectgen.generate.fuse import fuse
 from subjectgen.generate.guide import NEGATIVES, Guidance, guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
-from subjectgen.generate.stages import Number, resolve_stages
+from subjectgen.generate.stages import Number, is_whole, resolve_stages
 from subjectgen.generate.to_image import to_image
+from subjectgen.images import shown
 from subjectgen.memory import recoverable
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
@@ -89,11 +90,14 @@ class SubjectPipeline(SavedPipeline):
             scheduler=scheduler,
         )
         resolved = resolve_stages(stages)
+        _check_references(max_references, reference_size)
+        if reference_shape == "square" and transformer is not None and vae is not None:
+            _check_square(reference_size, transformer, vae)
         self.register_to_config(
             conditions=conditions,
             stages=stages if isinstance(stages, str) else [asdict(stage) for stage in resolved],
-            max_references=max_references,
-            reference_size=reference_size,
+            max_references=int(max_references),
+            reference_size=int(reference_size),
             reference_shape=reference_shape,
             image_size=image_size,
             num_inference_steps=num_inference_steps,
@@ -392,6 +396,24 @@ class SubjectPipeline(SavedPipeline):
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+
+
+def _check_references(max_references: Any, reference_size: Any) -> None:
+    if not is_whole(max_references) or max_references < 0:
+        raise ValueError(f"max_references={max_references!r}: expected a whole number, 0 for a model that takes none")
+    if not is_whole(reference_size) or reference_size < 1:
+        raise ValueError(f"reference_size={reference_size!r}: expected a whole number of pixels, such as 128")
+
+
+def _check_square(reference_size: Any, transformer: Transformer, vae: Vae) -> None:
+    kind = adapter_of("transformer", type(transformer).__name__)
+    multiple = pixels_per_latent(vae) * kind.patch * kind.multiple
+    if reference_size % multiple:
+        nearest = max(round(reference_size / multiple), 1) * multiple
+        raise ValueError(
+            f"reference_size={reference_size}: expected a multiple of {multiple} pixels, as these networks take. The "
+            f"nearest is {nearest}."
+        )
 
 
 def _check_told(guidance: Guidance, transformer: Transformer) -> None:

@@ -95,6 +95,21 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"negative='nothing'.*empty_text.*no_condition"):
             tiny_pipeline(negative="nothing")
 
+    @pytest.mark.parametrize("value", [-1, True])
+    def test_number_of_references_of_a_checkpoint(self, value):
+        with pytest.raises(ValueError, match=rf"max_references={value!r}: expected a whole number, 0"):
+            tiny_pipeline(max_references=value)
+
+    @pytest.mark.parametrize(
+        ("value", "words"), [(30, "multiple of 16 .*nearest is 32"), (0, "pixels"), (-16, "pixels"), (True, "pixels")]
+    )
+    def test_size_of_references_of_a_checkpoint(self, value, words):
+        with pytest.raises(ValueError, match=rf"reference_size={value!r}: expected a .*{words}"):
+            tiny_pipeline(reference_size=value)
+
+    def test_references_of_their_own_shape_are_about_so_large(self):
+        assert tiny_pipeline(reference_shape="own", reference_size=30)(PROMPT, RED).images
+
 
 class TestRequest:
     limits = Limits(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from subjectgen.binding import Binding, bind, numbered
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.generate.guide import Guidance
-from subjectgen.generate.stages import Stage, is_number, resolve_stages
+from subjectgen.generate.stages import Stage, is_number, is_whole, resolve_stages
 from subjectgen.generate.to_image import OutputType
 from subjectgen.references import References, check_count, read_images
 from subjectgen.subject_lists import subject_lists
@@ -97,8 +96,8 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
         negative_prompts=tuple(map(numbered, negative_prompts, _bindings(negative_prompts, subjects))),
         subjects=subjects,
         bindings=bindings,
-        height=height,
-        width=width,
+        height=int(height),
+        width=int(width),
         num_inference_steps=_count(steps, "num_inference_steps"),
         guidance=_guidance(request, negative_prompts, limits),
         stages=resolve_stages(limits.stages if request.stages is None else request.stages),
@@ -187,9 +186,9 @@ def _negative(negative_prompts: Sequence[str], limits: Limits) -> str:
 
 
 def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name}={value!r}: expected a whole number, at least 1")
-    return value
+    return int(value)
 
 
 def _output_type(output_type: Any) -> OutputType:
@@ -243,7 +242,7 @@ def _check_generator(generator: Any, num_pictures: int) -> None:
 def check_size(height: Any, width: Any, multiple: int) -> None:
     """Raise ValueError, naming the nearest two sizes, unless both sides are positive multiples of `multiple` pixels."""
     for name, side in (("height", height), ("width", width)):
-        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
+        if not is_whole(side) or side < 1:
             raise ValueError(f"{name}={side!r} is not a size: expected a whole number of pixels, e.g. {8 * multiple}.")
     if height % multiple == 0 and width % multiple == 0:
         return

@@ -128,6 +128,12 @@ class TestRequest:
         stages="free",
     )
 
+    def test_whole_numbers_of_numpy(self):
+        counts = dict.fromkeys(("num_inference_steps", "num_images_per_prompt", "best_of"), np.int64(3))
+        resolved = resolve(Request(prompt=PROMPT, height=np.int64(32), **counts), self.limits)
+        assert (resolved.height, resolved.num_inference_steps, resolved.num_images_per_prompt) == (32, 3, 9)
+        assert type(resolved.num_inference_steps) is int
+
     def test_a_negative_prompt_is_read_whatever_the_checkpoint_goes_away_from(self):
         resolved = resolve(Request(prompt=PROMPT, negative_prompt="blue"), self.limits)
         assert resolved.guidance == Guidance(scale=1.5, negative="empty_text")

@@ -23,7 +23,7 @@ def load(
     model: str | Path = "mini",
     *,
     adapter: str | Path | None = None,
-    device: torch.device | str = "cpu",
+    device: Any = "cpu",
     dtype: Any = None,
     quantization: str = "none",
     offload: str = "none",
@@ -33,7 +33,7 @@ def load(
     """The pipeline called `model`: a recipe's name, a folder written by save_pretrained, or a Hub repo id.
 
     adapter: a trained SubjectAdapter, for a recipe that is not whole without: a file, a folder or a Hub repo id.
-    device: where it computes, such as "cuda".
+    device: where it computes, such as "cuda"; a name or a torch.device.
     dtype: a torch.dtype, of the weights; the recipe's own if left out, else float32.
 
     Where memory is short, try these in this order:

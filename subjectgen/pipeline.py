@@ -269,7 +269,7 @@ class SubjectPipeline(SavedPipeline):
         subject_images: Any = None,
         *,
         image: Any = None,
-        dtype: torch.dtype | None = None,
+        dtype: Any = None,
         quantization: str | None = None,
         offload: str | None = None,
         **options: Any,

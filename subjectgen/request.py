@@ -82,7 +82,7 @@ class ResolvedRequest:
 
 def resolve(request: Request, limits: Limits) -> ResolvedRequest:
     """The request with every choice made. Raises ValueError or FileNotFoundError for what cannot be."""
-    prompts = _prompts(request.prompt)
+    prompts = prompts_of(request.prompt)
     negative_prompts = negative_prompts_of(request.negative_prompt, len(prompts))
     entries = subject_lists(request.subject_images, len(prompts))
     subjects = tuple(_subjects(each, limits) for each in entries)
@@ -116,7 +116,14 @@ def one_of_two(subject_images: Any, image: Any) -> Any:
     return image if subject_images is None else subject_images
 
 
-def _prompts(prompt: Any) -> tuple[str, ...]:
+def check_unicode(name: str, text: str) -> None:
+    """Raise ValueError for half of a character, which no tokenizer takes and no file holds."""
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name}={text!r} holds half a character: expected Unicode. Write it anew, in UTF-8")
+
+
+def prompts_of(prompt: Any) -> tuple[str, ...]:
+    """A prompt or a list of them. Raises ValueError for what is empty or no text."""
     prompts = (prompt,) if isinstance(prompt, str) else prompt
     if not isinstance(prompts, (list, tuple)) or not all(isinstance(entry, str) for entry in prompts):
         raise ValueError(f"prompt={prompt!r}: expected a string or a list of strings")
@@ -124,6 +131,8 @@ def _prompts(prompt: Any) -> tuple[str, ...]:
         raise ValueError(
             f"prompt={prompt!r} is empty: expected a few words, such as 'a red ground, the subject on the left'"
         )
+    for entry in prompts:
+        check_unicode("prompt", entry)
     return tuple(prompts)
 
 
@@ -132,6 +141,7 @@ def negative_prompts_of(negative_prompt: Any, num_prompts: int) -> tuple[str, ..
     if negative_prompt is None:
         negative_prompt = ""
     if isinstance(negative_prompt, str):
+        check_unicode("negative_prompt", negative_prompt)
         return (negative_prompt,) * num_prompts
     if not isinstance(negative_prompt, (list, tuple)) or not all(isinstance(entry, str) for entry in negative_prompt):
         raise ValueError(f"negative_prompt={negative_prompt!r}: expected a string or a list of strings")
@@ -139,6 +149,8 @@ def negative_prompts_of(negative_prompt: Any, num_prompts: int) -> tuple[str, ..
         raise ValueError(
             f"{len(negative_prompt)} negative prompts for {num_prompts} prompts: expected one, or one each"
         )
+    for entry in negative_prompt:
+        check_unicode("negative_prompt", entry)
     return tuple(negative_prompt)
 
 

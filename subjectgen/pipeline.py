@@ -1,6 +1,6 @@
 """SubjectPipeline: prompt and references -> pictures. Five calls: encode, fuse, identity, sample, to image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from inspect import signature
 from typing import Any
@@ -40,7 +40,7 @@ from subjectgen.types import Condition
 
 CONDITIONS = ("joint", "cached")  # how a checkpoint's conditions attend, see FluxDenoiser
 REFERENCE_SHAPES = ("square", "own")
-Callback = Callable[..., dict[str, Any] | None]
+Callback = Callable[..., Any]  # a mapping of what it changes, or None
 
 
 class SubjectPipeline(SavedPipeline):
@@ -139,7 +139,7 @@ class SubjectPipeline(SavedPipeline):
         output_type: Any = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Any = ("latents",),
     ) -> Any:
         """Paint each prompt with its subjects. What is left out is the checkpoint's own choice.
 
@@ -387,8 +387,7 @@ class SubjectPipeline(SavedPipeline):
             if on_step_end is None:
                 return tokens
             tensors = {"latents": denoiser.unpack(tokens, *grid)}
-            changed = on_step_end(self, step, timestep, tensors) or tensors
-            return denoiser.pack(changed.get("latents", tensors["latents"]))
+            return denoiser.pack(_changed(on_step_end(self, step, timestep, tensors), tensors["latents"]))
 
         return after_step
 
@@ -438,7 +437,26 @@ def _counted(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in counted}
 
 
-def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
+def _changed(given: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """The latents that a callback gives back, or those that it saw. Raises ValueError for what is none."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(
+            f"callback_on_step_end gave {shown(given)}: expected None, or a mapping. Return {{'latents': latents}}"
+        )
+    changed = (given or {}).get("latents", latents)
+    if not isinstance(changed, Tensor) or not changed.is_floating_point() or changed.shape != latents.shape:
+        raise ValueError(
+            f"callback_on_step_end gave latents that are {shown(changed)}: expected {shown(latents)}, as it was called "
+            "with"
+        )
+    return changed
+
+
+def _check_callback_inputs(names: Any, known: Sequence[str]) -> None:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs={names!r}: expected a list of names, such as {list(known)}"
+        )
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected any of {list(known)}")

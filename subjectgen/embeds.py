@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from subjectgen.files import whole_file
+from subjectgen.images import shown
 from subjectgen.types import IdentityTokens, ReferencePrefix
 from subjectgen.weights import kept_aside, state_hash
 
@@ -74,6 +75,10 @@ class SubjectEmbeds:
     def load(cls, path: str | Path) -> "SubjectEmbeds":
         """Read what `save` wrote, on the CPU. Raises FileNotFoundError, or ValueError for any other kind of file."""
         path = Path(path)
+        if path.is_dir():
+            raise ValueError(
+                f"'{path}' is a folder: expected a file written by SubjectEmbeds.save(). Give the file in it"
+            )
         if not path.is_file():
             raise FileNotFoundError(f"'{path}' does not exist: expected a file written by SubjectEmbeds.save()")
         try:
@@ -88,22 +93,30 @@ class SubjectEmbeds:
             return cls._from_tensors(tensors, metadata)
         except KeyError as error:
             raise ValueError(f"'{path}' lacks {error}: it was altered. {REMEDY}") from error
+        except ValueError as error:
+            raise ValueError(
+                f"'{path}' was altered ({error}): expected what SubjectEmbeds.save() wrote. {REMEDY}"
+            ) from error
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> "SubjectEmbeds":
-        num_references = int(metadata["num_references"])
+        numbers = {name: _number(name, metadata[name]) for name in ("position", "num_references", "num_dropped")}
+        num_references = numbers["num_references"]
         prefix = {name: tensors[f"prefix.{name}"] for name in PREFIX_TENSORS}
-        numbers = {name: int(metadata[name]) for name in ("position", "num_references", "num_dropped")}
         masked = range(num_references) if "identity_mask.0" in tensors else ()
+        tokens = tuple(tensors[f"identity.{k}"] for k in range(num_references))
+        names, grids, fingerprints = (_parsed(name, metadata[name]) for name in ("names", "grids", "fingerprints"))
+        _check_names(names, num_references)
+        _check_fingerprints(fingerprints)
         return cls(
             prefix=ReferencePrefix(**prefix, **numbers),  # type: ignore[arg-type]
             identity=IdentityTokens(
-                tokens=tuple(tensors[f"identity.{k}"] for k in range(num_references)),
-                grids=tuple((rows, columns) for rows, columns in json.loads(metadata["grids"])),
+                tokens=tokens,
+                grids=_grids(grids, [len(each) for each in tokens]),
                 masks=tuple(tensors[f"identity_mask.{k}"] for k in masked) or None,
             ),
-            names=tuple(json.loads(metadata["names"])),
-            fingerprints=json.loads(metadata["fingerprints"]),
+            names=tuple(names),
+            fingerprints=fingerprints,
         )
 
     def check(self, fingerprints: Mapping[str, str], remedy: str = REMEDY) -> None:
@@ -162,6 +175,39 @@ def processor_settings(processor: Any) -> list[Any]:
 def hash_of(*values: Any) -> str:
     """sha256 of values as JSON has them."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"{name}={shown(text)}: expected a whole number from 0")
+    return int(text)
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}={shown(text)}: expected JSON") from error
+
+
+def _grids(given: Any, counts: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of each reference. Raises ValueError unless they have its number of tokens."""
+    pairs = isinstance(given, list) and all(isinstance(each, list) and len(each) == 2 for each in given)
+    whole = pairs and all(type(side) is int and side > 0 for each in given for side in each)
+    if not whole or [rows * columns for rows, columns in given] != list(counts):
+        raise ValueError(f"grids={shown(given)}: expected rows and columns of {list(counts)} tokens")
+    return tuple((rows, columns) for rows, columns in given)
+
+
+def _check_names(given: Any, count: int) -> None:
+    known = isinstance(given, list) and all(each is None or isinstance(each, str) for each in given)
+    if not known or len(given) != count:
+        raise ValueError(f"names={shown(given)}: expected a name or null for each of {count} references")
+
+
+def _check_fingerprints(given: Any) -> None:
+    if not isinstance(given, dict) or not all(isinstance(each, str) for each in given.values()):
+        raise ValueError(f"fingerprints={shown(given)}: expected a text for each component")
 
 
 def _short(fingerprint: str | None) -> str:

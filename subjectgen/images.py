@@ -69,6 +69,11 @@ def _from_path(value: str | Path) -> Image.Image:
         raise FileNotFoundError(f"{name} does not exist: expected a picture such as a PNG or JPEG. Check the path.")
     if path.is_dir():
         raise ValueError(f"{name} is a folder: expected one picture. Pass each file by itself.")
+    if path.suffix == ".safetensors":
+        raise ValueError(
+            f"{name} is no picture but tensors: expected {EXPECTED}. A subject that was encoded is given as "
+            f"SubjectEmbeds.load({str(value)!r}), in place of all images of its prompt."
+        )
     return _decoded(path, name)
 
 

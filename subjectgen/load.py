@@ -14,7 +14,7 @@ from diffusers import PipelineQuantizationConfig
 
 from subjectgen.memory import LOADING, told
 from subjectgen.pipeline import SubjectPipeline
-from subjectgen.placement import check_placement, place
+from subjectgen.placement import check_dtype, check_placement, place
 from subjectgen.quantization import check_quantization, quantization_configs
 from subjectgen.weights import find_folder
 
@@ -23,7 +23,7 @@ def load(
     model: str | Path = "mini",
     *,
     adapter: str | Path | None = None,
-    device: torch.device | str = "cpu",
+    device: Any = "cpu",
     dtype: Any = None,
     quantization: str = "none",
     offload: str = "none",
@@ -33,7 +33,7 @@ def load(
     """The pipeline called `model`: a recipe's name, a folder written by save_pretrained, or a Hub repo id.
 
     adapter: a trained SubjectAdapter, for a recipe that is not whole without: a file, a folder or a Hub repo id.
-    device: where it computes, such as "cuda".
+    device: where it computes, such as "cuda"; a name or a torch.device.
     dtype: a torch.dtype, of the weights; the recipe's own if left out, else float32.
 
     Where memory is short, try these in this order:
@@ -58,7 +58,7 @@ def load(
     OutOfMemory (a torch.OutOfMemoryError) that says how much was missing; and before anything is loaded ValueError for
     what this machine cannot do, MissingExtraError for a package that is not here.
     """
-    _check_dtype(dtype)
+    check_dtype("dtype", dtype)
     check_placement(device, offload, attention_backend=attention_backend, compile=compile)
     check_quantization(quantization, device, offload)
     opener = _opener(str(model))
@@ -68,12 +68,6 @@ def load(
     with told(f"loading '{model}'", LOADING):
         pipe = opener(**given, quantization=quantization)
         return place(pipe, device, offload=offload, attention_backend=attention_backend, compile=compile)
-
-
-def _check_dtype(dtype: Any) -> None:
-    """diffusers would load another one in its place, and transformers the one it is the name of."""
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise ValueError(f"dtype={dtype!r}: expected a torch.dtype such as torch.bfloat16, or None for the model's own")
 
 
 def _opener(model: str) -> Callable[..., SubjectPipeline]:

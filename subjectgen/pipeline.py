@@ -1,6 +1,6 @@
 """SubjectPipeline: prompt and references -> pictures. Five calls: encode, fuse, identity, sample, to image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from inspect import signature
 from typing import Any
@@ -12,15 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch
-from subjectgen.backbones import Denoiser, Reader, Transformer, denoiser_of, reader_of
+from subjectgen.backbones import Denoiser, Reader, Transformer, adapter_of, denoiser_of, reader_of
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
 from subjectgen.generate.fuse import fuse
 from subjectgen.generate.guide import NEGATIVES, Guidance, guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
-from subjectgen.generate.stages import Number, resolve_stages
+from subjectgen.generate.stages import Number, is_whole, resolve_stages
 from subjectgen.generate.to_image import to_image
+from subjectgen.images import shown
 from subjectgen.memory import recoverable
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
@@ -39,7 +40,7 @@ from subjectgen.types import Condition
 
 CONDITIONS = ("joint", "cached")  # how a checkpoint's conditions attend, see FluxDenoiser
 REFERENCE_SHAPES = ("square", "own")
-Callback = Callable[..., dict[str, Any] | None]
+Callback = Callable[..., Any]  # a mapping of what it changes, or None
 
 
 class SubjectPipeline(SavedPipeline):
@@ -89,11 +90,14 @@ class SubjectPipeline(SavedPipeline):
             scheduler=scheduler,
         )
         resolved = resolve_stages(stages)
+        _check_references(max_references, reference_size)
+        if reference_shape == "square" and transformer is not None and vae is not None:
+            _check_square(reference_size, transformer, vae)
         self.register_to_config(
             conditions=conditions,
             stages=stages if isinstance(stages, str) else [asdict(stage) for stage in resolved],
-            max_references=max_references,
-            reference_size=reference_size,
+            max_references=int(max_references),
+            reference_size=int(reference_size),
             reference_shape=reference_shape,
             image_size=image_size,
             num_inference_steps=num_inference_steps,
@@ -135,7 +139,7 @@ class SubjectPipeline(SavedPipeline):
         output_type: Any = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Any = ("latents",),
     ) -> Any:
         """Paint each prompt with its subjects. What is left out is the checkpoint's own choice.
 
@@ -265,7 +269,7 @@ class SubjectPipeline(SavedPipeline):
         subject_images: Any = None,
         *,
         image: Any = None,
-        dtype: torch.dtype | None = None,
+        dtype: Any = None,
         quantization: str | None = None,
         offload: str | None = None,
         **options: Any,
@@ -383,8 +387,7 @@ class SubjectPipeline(SavedPipeline):
             if on_step_end is None:
                 return tokens
             tensors = {"latents": denoiser.unpack(tokens, *grid)}
-            changed = on_step_end(self, step, timestep, tensors) or tensors
-            return denoiser.pack(changed.get("latents", tensors["latents"]))
+            return denoiser.pack(_changed(on_step_end(self, step, timestep, tensors), tensors["latents"]))
 
         return after_step
 
@@ -392,6 +395,24 @@ class SubjectPipeline(SavedPipeline):
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+
+
+def _check_references(max_references: Any, reference_size: Any) -> None:
+    if not is_whole(max_references) or max_references < 0:
+        raise ValueError(f"max_references={max_references!r}: expected a whole number, 0 for a model that takes none")
+    if not is_whole(reference_size) or reference_size < 1:
+        raise ValueError(f"reference_size={reference_size!r}: expected a whole number of pixels, such as 128")
+
+
+def _check_square(reference_size: Any, transformer: Transformer, vae: Vae) -> None:
+    kind = adapter_of("transformer", type(transformer).__name__)
+    multiple = pixels_per_latent(vae) * kind.patch * kind.multiple
+    if reference_size % multiple:
+        nearest = max(round(reference_size / multiple), 1) * multiple
+        raise ValueError(
+            f"reference_size={reference_size}: expected a multiple of {multiple} pixels, as these networks take. The "
+            f"nearest is {nearest}."
+        )
 
 
 def _check_told(guidance: Guidance, transformer: Transformer) -> None:
@@ -416,7 +437,26 @@ def _counted(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in counted}
 
 
-def _check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
+def _changed(given: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """The latents that a callback gives back, or those that it saw. Raises ValueError for what is none."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(
+            f"callback_on_step_end gave {shown(given)}: expected None, or a mapping. Return {{'latents': latents}}"
+        )
+    changed = (given or {}).get("latents", latents)
+    if not isinstance(changed, Tensor) or not changed.is_floating_point() or changed.shape != latents.shape:
+        raise ValueError(
+            f"callback_on_step_end gave latents that are {shown(changed)}: expected {shown(latents)}, as it was called "
+            "with"
+        )
+    return changed
+
+
+def _check_callback_inputs(names: Any, known: Sequence[str]) -> None:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs={names!r}: expected a list of names, such as {list(known)}"
+        )
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected any of {list(known)}")

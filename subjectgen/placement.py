@@ -18,13 +18,22 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def check_placement(
-    device: torch.device | str, offload: str, *, attention_backend: str | None = None, compile: bool = False
-) -> None:
+def device_of(device: Any) -> torch.device:
+    """The device of this name. Raises ValueError for what is none."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r}: expected a torch.device or the name of one, such as 'cuda', 'cuda:1' or 'mps'. Leave "
+            "device out for the CPU"
+        ) from error
+
+
+def check_placement(device: Any, offload: str, *, attention_backend: str | None = None, compile: bool = False) -> None:
     """Raise ValueError where this machine cannot place a pipeline so, before anything is loaded."""
     if offload not in OFFLOADS:
         raise ValueError(f"offload={offload!r}: expected one of {', '.join(OFFLOADS)}")
-    kind = torch.device(device).type
+    kind = device_of(device).type
     best = best_device().type
     if offload != "none" and kind == "cpu":
         raise ValueError(
@@ -43,9 +52,17 @@ def check_placement(
         check_backend(attention_backend, torch.device(device))
 
 
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raise ValueError for the name of one: diffusers would load another in its place, and transformers that one."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(
+            f"{name}={dtype!r}: expected a torch.dtype such as torch.bfloat16, or None for the model's own"
+        )
+
+
 def place(
     pipe: Any,
-    device: torch.device | str = "cpu",
+    device: Any = "cpu",
     *,
     offload: str = "none",
     attention_backend: str | None = None,

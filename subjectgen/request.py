@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from subjectgen.binding import Binding, bind, numbered
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.generate.guide import Guidance
-from subjectgen.generate.stages import Stage, is_number, resolve_stages
+from subjectgen.generate.stages import Stage, is_number, is_whole, resolve_stages
 from subjectgen.generate.to_image import OutputType
 from subjectgen.references import References, check_count, read_images
 from subjectgen.subject_lists import subject_lists
@@ -83,7 +82,7 @@ class ResolvedRequest:
 
 def resolve(request: Request, limits: Limits) -> ResolvedRequest:
     """The request with every choice made. Raises ValueError or FileNotFoundError for what cannot be."""
-    prompts = _prompts(request.prompt)
+    prompts = prompts_of(request.prompt)
     negative_prompts = negative_prompts_of(request.negative_prompt, len(prompts))
     entries = subject_lists(request.subject_images, len(prompts))
     subjects = tuple(_subjects(each, limits) for each in entries)
@@ -97,8 +96,8 @@ def resolve(request: Request, limits: Limits) -> ResolvedRequest:
         negative_prompts=tuple(map(numbered, negative_prompts, _bindings(negative_prompts, subjects))),
         subjects=subjects,
         bindings=bindings,
-        height=height,
-        width=width,
+        height=int(height),
+        width=int(width),
         num_inference_steps=_count(steps, "num_inference_steps"),
         guidance=_guidance(request, negative_prompts, limits),
         stages=resolve_stages(limits.stages if request.stages is None else request.stages),
@@ -117,7 +116,14 @@ def one_of_two(subject_images: Any, image: Any) -> Any:
     return image if subject_images is None else subject_images
 
 
-def _prompts(prompt: Any) -> tuple[str, ...]:
+def check_unicode(name: str, text: str) -> None:
+    """Raise ValueError for half of a character, which no tokenizer takes and no file holds."""
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name}={text!r} holds half a character: expected Unicode. Write it anew, in UTF-8")
+
+
+def prompts_of(prompt: Any) -> tuple[str, ...]:
+    """A prompt or a list of them. Raises ValueError for what is empty or no text."""
     prompts = (prompt,) if isinstance(prompt, str) else prompt
     if not isinstance(prompts, (list, tuple)) or not all(isinstance(entry, str) for entry in prompts):
         raise ValueError(f"prompt={prompt!r}: expected a string or a list of strings")
@@ -125,6 +131,8 @@ def _prompts(prompt: Any) -> tuple[str, ...]:
         raise ValueError(
             f"prompt={prompt!r} is empty: expected a few words, such as 'a red ground, the subject on the left'"
         )
+    for entry in prompts:
+        check_unicode("prompt", entry)
     return tuple(prompts)
 
 
@@ -133,6 +141,7 @@ def negative_prompts_of(negative_prompt: Any, num_prompts: int) -> tuple[str, ..
     if negative_prompt is None:
         negative_prompt = ""
     if isinstance(negative_prompt, str):
+        check_unicode("negative_prompt", negative_prompt)
         return (negative_prompt,) * num_prompts
     if not isinstance(negative_prompt, (list, tuple)) or not all(isinstance(entry, str) for entry in negative_prompt):
         raise ValueError(f"negative_prompt={negative_prompt!r}: expected a string or a list of strings")
@@ -140,6 +149,8 @@ def negative_prompts_of(negative_prompt: Any, num_prompts: int) -> tuple[str, ..
         raise ValueError(
             f"{len(negative_prompt)} negative prompts for {num_prompts} prompts: expected one, or one each"
         )
+    for entry in negative_prompt:
+        check_unicode("negative_prompt", entry)
     return tuple(negative_prompt)
 
 
@@ -187,9 +198,9 @@ def _negative(negative_prompts: Sequence[str], limits: Limits) -> str:
 
 
 def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name}={value!r}: expected a whole number, at least 1")
-    return value
+    return int(value)
 
 
 def _output_type(output_type: Any) -> OutputType:
@@ -243,7 +254,7 @@ def _check_generator(generator: Any, num_pictures: int) -> None:
 def check_size(height: Any, width: Any, multiple: int) -> None:
     """Raise ValueError, naming the nearest two sizes, unless both sides are positive multiples of `multiple` pixels."""
     for name, side in (("height", height), ("width", width)):
-        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < 1:
+        if not is_whole(side) or side < 1:
             raise ValueError(f"{name}={side!r} is not a size: expected a whole number of pixels, e.g. {8 * multiple}.")
     if height % multiple == 0 and width % multiple == 0:
         return

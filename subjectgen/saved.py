@@ -1,5 +1,6 @@
 """Pipelines on disk and on the Hub: checkpoints are whole and fit, or the error says why not."""
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from subjectgen import hub
 from subjectgen.backbones import ADAPTERS, adapter_of
+from subjectgen.placement import check_dtype
 from subjectgen.quantization import check_saved
 from subjectgen.strict import check_classes, check_complete, check_configured
 from subjectgen.weights import verify
@@ -24,6 +26,7 @@ class SavedPipeline(DiffusionPipeline):
     def from_pretrained(cls: type[Pipeline], pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> Pipeline:
         """As of every DiffusionPipeline; but strict, and what a manifest speaks of is checked. Raises WeightsError."""
         name = str(pretrained_model_name_or_path)
+        _check_dtypes(kwargs)
         with hub.loading(name):
             index = hub.read_index(name, cls.__name__, **kwargs)
             for part in ADAPTERS.keys() - kwargs.keys():
@@ -68,6 +71,14 @@ class SavedPipeline(DiffusionPipeline):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant)
             return hub.upload(Path(folder), repo_id, commit_message, private, token, create_pr)
+
+
+def _check_dtypes(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a precision, or one of a component, that is told by its name."""
+    for name in ("dtype", "torch_dtype"):
+        dtypes = given.get(name)
+        for each in dtypes.values() if isinstance(dtypes, dict) else (dtypes,):
+            check_dtype(name, each)
 
 
 def _check_no_lora(transformer: torch.nn.Module) -> None:

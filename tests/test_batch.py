@@ -245,6 +245,23 @@ class TestCallback:
         paint(cached, PROMPTS[0], seeds=(9,), callback_on_step_end=keep)
         assert torch.equal(paint(cached, PROMPTS[0], callback_on_step_end=from_start_of(halfway[1])), other)
 
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            (torch.zeros(1, 4, 8, 8), r"the torch tensor of shape \[1, 4, 8, 8\].*Return \{'latents': latents\}"),
+            (True, r"True .*expected None, or a mapping"),
+            (
+                {"latents": torch.zeros(1, 4, 8, 4)},
+                r"shape \[1, 4, 8, 4\].*expected the torch tensor of shape \[1, 4, 8",
+            ),
+            ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.int64)}, r"type int64: expected .*type float32"),
+            ({"latents": None}, r"latents that are None"),
+        ],
+    )
+    def test_what_is_no_latents_is_refused(self, cached, given, words):
+        with pytest.raises(ValueError, match=rf"^callback_on_step_end gave .*{words}"):
+            paint(cached, PROMPTS[0], callback_on_step_end=lambda *_: given)
+
     def test_interrupt_stops_after_the_step(self, cached):
         steps = []
 

@@ -126,6 +126,8 @@ class TestRows:
     def test_no_file_and_no_line(self, folder):
         with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
             read_rows(folder / "none.jsonl")
+        with pytest.raises(ValueError, match="is a folder: expected a file with a JSON object"):
+            read_rows(folder)
         with pytest.raises(ValueError, match="has no lines"):
             read_rows(written(folder, [" "]))
 

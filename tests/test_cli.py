@@ -384,6 +384,15 @@ class TestReason:
             (("generate",), ("--prompt", "--plan")),
             (("generate", "--plan", "none.json"), ("none.json", "subjectgen reason")),
             (("generate", "--plan", "broken.json"), ("broken.json", "no JSON")),
+            (("generate", "--plan", "folder.safetensors"), ("--plan 'folder.safetensors' is a folder", "reason --out")),
+            (("generate", "--prompt", "p", "--subject", "folder.safetensors"), ("is a folder", "SubjectEmbeds.save")),
+            (("generate", "--plan", "deep.json"), ("deep.json", "no JSON")),
+            (("generate", "--prompt", "p", "--stages", "slow"), ("stages='slow'", "paper, free, faithful")),
+            *(
+                ((command, *subject, "--prompt", prompt), (f"prompt={prompt!r}", word))
+                for command, *subject in (("generate",), ("reason",), ("compare", "--subject", "red.png"))
+                for prompt, word in ((" ", "is empty"), ("\udcff", "half a character"))
+            ),
             (("generate", "--plan", "old.json"), ("old.json", "subjectgen.Plan/0", "subjectgen.Plan/2")),
             (("generate", "--plan", "old.json", "--prompt", "p"), ("--plan", "--prompt")),
             (("generate", "--plan", "old.json", "--reasoning"), ("--plan", "--reasoning")),
@@ -392,9 +401,11 @@ class TestReason:
     )
     def test_refused(self, painter: Painter, arguments: tuple[str, ...], words: tuple[str, ...]):
         Path("broken.json").write_text("{")
+        Path("folder.safetensors").mkdir()
+        Path("deep.json").write_text("[" * 100_000)
         Path("old.json").write_text(json.dumps({**PLAN.to_dict(), "format": "subjectgen.Plan/0"}))
         refused(*arguments, words=words)
-        assert not painter.calls
+        assert not painter.opened
 
     def test_no_plan(self, painter: Painter, monkeypatch: pytest.MonkeyPatch):
         def unfinished(*_: Any, **__: Any) -> None:

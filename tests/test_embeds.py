@@ -18,10 +18,15 @@ def pipe():
     return tiny_pipeline()
 
 
+@pytest.fixture(scope="module")
+def encoded(pipe):
+    return pipe.encode_subjects([RED, BLUE])
+
+
 @pytest.fixture
-def file(pipe, tmp_path):
+def file(encoded, tmp_path):
     path = tmp_path / "deep" / "subject.safetensors"
-    pipe.encode_subjects([RED, BLUE]).save(path)
+    encoded.save(path)
     return path
 
 
@@ -56,6 +61,10 @@ class TestFile:
         with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
             SubjectEmbeds.load(tmp_path / "none.safetensors")
 
+    def test_folder(self, tmp_path):
+        with pytest.raises(ValueError, match=r"is a folder: expected a file written by SubjectEmbeds\.save\(\)"):
+            SubjectEmbeds.load(tmp_path)
+
     def test_cut_off(self, file):
         file.write_bytes(file.read_bytes()[:-100])
         with pytest.raises(ValueError, match=r"corrupt or cut off.*encode_subjects"):
@@ -65,6 +74,36 @@ class TestFile:
         save_file({"weight": torch.zeros(2)}, tmp_path / "lora.safetensors")
         with pytest.raises(ValueError, match=r"lora\.safetensors.*format None"):
             SubjectEmbeds.load(tmp_path / "lora.safetensors")
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("grids", "[[2, 2]]"),
+            ("grids", "[[2, 2], [2, 3]]"),
+            ("grids", "[[-2, -2], [2, 2]]"),
+            ("grids", "[4, 4]"),
+            ("grids", "2"),
+            ("grids", ""),
+            ("names", "[null]"),
+            ("names", "[null, 7]"),
+            ("names", "{"),
+            ("fingerprints", "[]"),
+            ("fingerprints", '{"mllm": 7}'),
+            ("fingerprints", "[" * 100_000),
+            ("num_references", "two"),
+            ("num_references", "1"),
+            ("num_references", "-1"),
+            ("position", "x"),
+            ("position", "-1"),
+            ("num_dropped", "0.5"),
+        ],
+    )
+    def test_altered_metadata(self, file, name, value):
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        save_file(load_file(file), file, {**metadata, name: value})
+        with pytest.raises(ValueError, match=r"subject\.safetensors' was altered \(.*encode_subjects"):
+            SubjectEmbeds.load(file)
 
     def test_tensors_missing(self, file):
         with safe_open(file, framework="pt") as opened:

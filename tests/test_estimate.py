@@ -189,6 +189,11 @@ def test_image_is_another_name_for_the_references():
         pipe.estimate(PROMPTS[0], RED, image=RED)
 
 
+def test_the_name_of_a_dtype_is_none():
+    with pytest.raises(ValueError, match=r"dtype='float16': expected a torch\.dtype"):
+        tiny_pipeline().estimate(PROMPTS[0], dtype="float16")
+
+
 class TestAllThatACallTakes:
     UNCOUNTED = {  # noqa: RUF012
         "reasoning": True,

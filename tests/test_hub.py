@@ -128,6 +128,12 @@ class TestFolder:
         assert {getattr(pipe, name).dtype for name in NETWORKS} == {torch.bfloat16}
         assert torch.isfinite(latents(pipe).float()).all()
 
+    @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+    @pytest.mark.parametrize("given", ["bfloat16", {"vae": "bfloat16"}], ids=["whole", "part"])
+    def test_the_name_of_a_dtype_is_none(self, folder, name, given):
+        with pytest.raises(ValueError, match=rf"^{name}='bfloat16': expected a torch\.dtype such as torch\.bfloat16"):
+            SubjectPipeline.from_pretrained(folder, **{name: given})
+
     def test_shares_parts_with_a_loaded_pipeline(self, pipe):
         other = SubjectPipeline.from_pipe(pipe, aggregator=tiny_pipeline().aggregator)
         assert other.mllm is pipe.mllm and other.aggregator is not pipe.aggregator

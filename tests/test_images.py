@@ -222,6 +222,10 @@ class TestBadFiles:
         (path := tmp_path / "letter.png").write_text("Dear reader")
         self.refused(path, "letter.png", "PNG, JPEG")
 
+    def test_an_encoded_subject(self, tmp_path: Path):
+        (path := tmp_path / "cat.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+        self.refused(path, "cat.safetensors", "no picture", f"SubjectEmbeds.load('{path}')")
+
     @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
     def test_cut_off(self, tmp_path: Path, suffix: str):
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

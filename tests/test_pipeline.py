@@ -67,6 +67,14 @@ class TestRefusals:
             ({"latents": np.zeros((1, 4, 8, 8))}, ("ndarray", "[1, 4, 8, 8]")),
             ({"output_type": "jpeg"}, ("jpeg", "pil", "latent")),
             ({"callback_on_step_end_tensor_inputs": ["noise"]}, ("noise", "latents")),
+            ({"callback_on_step_end_tensor_inputs": "latents"}, ("='latents'", "expected a list", "['latents']")),
+            ({"callback_on_step_end_tensor_inputs": None}, ("=None", "expected a list")),
+            ({"num_inference_steps": np.float64(2)}, ("num_inference_steps=", "at least 1")),
+            ({"num_images_per_prompt": True}, ("num_images_per_prompt=True",)),
+            ({"prompt": "a \udcff cat"}, ("prompt='a \\udcff cat'", "half a character", "UTF-8")),
+            ({"prompt": ["a", "\ud800"]}, ("prompt='\\ud800'", "half a character")),
+            ({"negative_prompt": "\udcff"}, ("negative_prompt='\\udcff'", "half a character")),
+            ({"negative_prompt": ["\udcff"]}, ("negative_prompt='\\udcff'", "half a character")),
         ],
         ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
     )
@@ -95,6 +103,21 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"negative='nothing'.*empty_text.*no_condition"):
             tiny_pipeline(negative="nothing")
 
+    @pytest.mark.parametrize("value", [-1, True])
+    def test_number_of_references_of_a_checkpoint(self, value):
+        with pytest.raises(ValueError, match=rf"max_references={value!r}: expected a whole number, 0"):
+            tiny_pipeline(max_references=value)
+
+    @pytest.mark.parametrize(
+        ("value", "words"), [(30, "multiple of 16 .*nearest is 32"), (0, "pixels"), (-16, "pixels"), (True, "pixels")]
+    )
+    def test_size_of_references_of_a_checkpoint(self, value, words):
+        with pytest.raises(ValueError, match=rf"reference_size={value!r}: expected a .*{words}"):
+            tiny_pipeline(reference_size=value)
+
+    def test_references_of_their_own_shape_are_about_so_large(self):
+        assert tiny_pipeline(reference_shape="own", reference_size=30)(PROMPT, RED).images
+
 
 class TestRequest:
     limits = Limits(
@@ -112,6 +135,12 @@ class TestRequest:
         negative="no_condition",
         stages="free",
     )
+
+    def test_whole_numbers_of_numpy(self):
+        counts = dict.fromkeys(("num_inference_steps", "num_images_per_prompt", "best_of"), np.int64(3))
+        resolved = resolve(Request(prompt=PROMPT, height=np.int64(32), **counts), self.limits)
+        assert (resolved.height, resolved.num_inference_steps, resolved.num_images_per_prompt) == (32, 3, 9)
+        assert type(resolved.num_inference_steps) is int
 
     def test_a_negative_prompt_is_read_whatever_the_checkpoint_goes_away_from(self):
         resolved = resolve(Request(prompt=PROMPT, negative_prompt="blue"), self.limits)

@@ -124,6 +124,12 @@ def test_no_such_device_is_said_before_anything_is_loaded(device, nothing_is_loa
         subjectgen.load("mini", device=device)
 
 
+@pytest.mark.parametrize("device", [None, "gpu", 0.5])
+def test_what_is_no_device_is_said_before_anything_is_loaded(device, nothing_is_loaded):
+    with pytest.raises(ValueError, match=rf"device={device!r}: expected a torch\.device .*'cuda'.*Leave device out"):
+        subjectgen.load("mini", device=device)
+
+
 @pytest.mark.parametrize("offload", ["group", "sequential"])
 def test_layers_that_move_are_not_compiled(offload, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))

@@ -154,7 +154,7 @@ def test_edited_json_with_its_prompt_or_the_prompt_alone():
         Plan.from_dict({**edited.to_dict(), "view": "from above"})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", '"plan"'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '"plan"', "[" * 100_000], ids=lambda text: text[:6])
 def test_bad_json(text):
     with pytest.raises(ValueError, match="a plan"):
         Plan.from_json(text)

@@ -71,6 +71,17 @@ def test_too_old():
         require("qwen", "diffusers>=99")
 
 
+@pytest.mark.parametrize("package", ["gradiosaurus>=6", "gradiosaurus"])
+@pytest.mark.parametrize("stray", ["gradiosaurus/notes.txt", "gradiosaurus.py"])
+def test_what_has_the_name_of_a_package_alone_is_none(tmp_path, monkeypatch, package, stray):
+    (file := tmp_path / stray).parent.mkdir(exist_ok=True)
+    file.touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    if (package, stray) != ("gradiosaurus", "gradiosaurus.py"):  # which can be imported, and no version is asked for
+        with pytest.raises(MissingExtraError, match=r"gradiosaurus is not installed.*'subjectgen\[web\]'"):
+            require("web", package)
+
+
 def test_qwen_says_which_diffusers_it_needs(monkeypatch):
     monkeypatch.setattr("subjectgen.extras.version", lambda name: "0.40.0")
     expected = rf"diffusers 0\.40\.0 is installed: expected diffusers>={floors('qwen')['diffusers']}\. "

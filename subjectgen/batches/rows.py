@@ -55,8 +55,10 @@ class BadRow:
 def read_rows(file: Path) -> tuple[list[Row], list[BadRow]]:
     """The rows of a file, and what is wrong with the lines that are none. Paths are relative to the file's folder.
 
-    Raises FileNotFoundError for no file, ValueError for one without any line.
+    Raises FileNotFoundError for no file, ValueError for a folder or a file without any line.
     """
+    if file.is_dir():
+        raise ValueError(f"'{file}' is a folder: expected a file with a JSON object on each line. Give the file in it.")
     if not file.is_file():
         raise FileNotFoundError(f"'{file}' does not exist: expected a file with a JSON object on each line.")
     rows, bad, seen = [], [], {}

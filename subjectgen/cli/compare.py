@@ -37,11 +37,14 @@ def compare(
     from subjectgen.evaluate.sheet import captioned_sheet
     from subjectgen.files import whole_file
     from subjectgen.generate.stages import STAGE_PRESETS, resolve_stages
+    from subjectgen.request import prompts_of
     from subjectgen.subject import Subject
 
     presets = stages or list(STAGE_PRESETS)
     for preset in presets:
         resolve_stages(preset)
+    for text in prompt:
+        prompts_of(text)
     check_out(out, ".png")
     width, height = parse_size(size)
     references = read_images(subject, name, box, mask)

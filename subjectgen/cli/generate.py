@@ -77,6 +77,7 @@ def generate(
 ) -> None:
     """Paint your subject in the scene you describe."""
     _check_judge(judge, best_of)
+    _check_stages(stages)
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
     asked = _asked(prompt, plan, reasoning)
@@ -113,7 +114,17 @@ def _asked(prompt: str | None, plan: Path | None, reasoning: bool) -> "str | Pla
         return read_plan(plan)
     if prompt is None:
         raise ValueError("neither --prompt nor --plan is given: expected what the picture shows, or a plan of it.")
-    return prompt
+    from subjectgen.request import prompts_of
+
+    return prompts_of(prompt)[0]
+
+
+def _check_stages(stages: str | None) -> None:
+    """Raise ValueError for a preset that there is not."""
+    from subjectgen.generate.stages import resolve_stages
+
+    if stages is not None:
+        resolve_stages(stages)
 
 
 def _check_judge(judge: JudgeName | None, best_of: int) -> None:

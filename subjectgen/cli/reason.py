@@ -37,7 +37,9 @@ def reason(
 ) -> None:
     """Plan a picture without painting it."""
     from subjectgen.files import whole_file
+    from subjectgen.request import prompts_of
 
+    prompts_of(prompt)
     if out is not None:
         check_out(out, ".json")
     subjects = read_subjects(subject or [], name, box, mask)
@@ -59,6 +61,10 @@ def read_plan(file: Path) -> "Plan":
     """A plan that `reason` wrote, edited or not."""
     from subjectgen.reasoning.plan import Plan
 
+    if file.is_dir():
+        raise ValueError(
+            f"--plan '{file}' is a folder: expected a plan that `subjectgen reason --out` wrote. Give its path."
+        )
     if not file.is_file():
         raise FileNotFoundError(f"--plan '{file}' does not exist: make it with `subjectgen reason --out {file}`.")
     try:

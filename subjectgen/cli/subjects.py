@@ -93,7 +93,7 @@ def _read_encoded(files: Sequence[str], encoded: str) -> Any:
             f"--subject '{encoded}' is already encoded and cannot be mixed with {len(files) - 1} other(s): expected "
             "one encoded file, or images only. Encode all images of the picture together with `subjectgen encode`."
         )
-    if not Path(encoded).is_file():
+    if not Path(encoded).exists():
         raise FileNotFoundError(f"--subject '{encoded}' does not exist: make it with `subjectgen encode`.")
     from subjectgen.embeds import SubjectEmbeds
 

@@ -7,6 +7,7 @@ from typing import Any
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.engine.subjects import HashedSubjects
 from subjectgen.generate.stages import resolve_stages
+from subjectgen.request import check_unicode
 
 MAX_SEED = 2**63 - 1
 
@@ -83,8 +84,7 @@ def subjects_of(value: Any) -> HashedSubjects | SubjectEmbeds | None:
 def _check_text(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{name}={value!r}: expected a string")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{name}={value!r} holds half a character: expected Unicode. Write it anew, in UTF-8")
+    check_unicode(name, value)
     if name == "prompt" and not value.strip():
         raise ValueError("prompt is empty: expected a few words, such as 'image 1 on a red ground'")
 

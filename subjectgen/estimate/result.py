@@ -11,7 +11,7 @@ from subjectgen.binding import Binding
 from subjectgen.estimate.activations import activations
 from subjectgen.estimate.counts import StageEstimate, Workload, workload
 from subjectgen.estimate.weights import QUANTIZATIONS, QUANTIZED_BYTES, Weights, is_quantized, offload_of, resident
-from subjectgen.placement import OFFLOADS
+from subjectgen.placement import OFFLOADS, check_dtype
 from subjectgen.request import Limits, ResolvedRequest
 
 if TYPE_CHECKING:
@@ -74,13 +74,14 @@ class Estimate:
 def estimate(
     pipe: "SubjectPipeline",
     resolved: ResolvedRequest,
-    dtype: torch.dtype | None = None,
+    dtype: Any = None,
     quantization: str | None = None,
     offload: str | None = None,
 ) -> Estimate:
     """What the call would do and need. None: as the pipe is loaded. Raises ValueError for unknown choices."""
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     work = workload(pipe, resolved)
+    check_dtype("dtype", dtype)
     _check_choice("offload", offload, OFFLOADS)
     return Estimate(
         pictures=resolved.num_pictures,

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 Number = float | int  # beartype does not take an int for a float
@@ -14,6 +14,11 @@ ROUNDING = 1e-6  # the scheduler's sigmas are float32, of which .95 is less than
 def is_number(value: Any) -> bool:
     """Whether it is a finite number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of NumPy's types too; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

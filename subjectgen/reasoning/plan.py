@@ -148,7 +148,7 @@ class Plan:
         """What `to_json` wrote. Raises ValueError."""
         try:
             return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:  # the latter of brackets in brackets
             raise ValueError(f"a plan that is no JSON ({error}): expected what Plan.to_json() wrote") from error
 
 

@@ -1,6 +1,6 @@
 """SubjectPipeline: prompt and references -> pictures. Five calls: encode, fuse, identity, sample, to image."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from inspect import signature
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from subjectgen import batch
 from subjectgen.backbones import Denoiser, Reader, Transformer, adapter_of, denoiser_of, reader_of
+from subjectgen.callback import Callback, changed_by, check_tensor_inputs
 from subjectgen.embeds import Fingerprints, SubjectEmbeds
 from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
@@ -21,7 +22,6 @@ from subjectgen.generate.guide import NEGATIVES, Guidance, guided
 from subjectgen.generate.sample import AfterStep, sample, schedule
 from subjectgen.generate.stages import Number, is_whole, resolve_stages
 from subjectgen.generate.to_image import to_image
-from subjectgen.images import shown
 from subjectgen.memory import recoverable
 from subjectgen.models.aggregation import DualLayerAggregator
 from subjectgen.models.dit.positions import Grid
@@ -40,7 +40,6 @@ from subjectgen.types import Condition
 
 CONDITIONS = ("joint", "cached")  # how a checkpoint's conditions attend, see FluxDenoiser
 REFERENCE_SHAPES = ("square", "own")
-Callback = Callable[..., Any]  # a mapping of what it changes, or None
 
 
 class SubjectPipeline(SavedPipeline):
@@ -192,7 +191,7 @@ class SubjectPipeline(SavedPipeline):
                 output_type=output_type,
             )
         )
-        _check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        check_tensor_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         refinement = Refinement(judge=judge, reflection=Reflection(rounds=reflect, sigma=reflect_sigma))
         resolved = self._resolve(request)
         noise = draw_noise(request, resolved, self.limits)
@@ -387,7 +386,7 @@ class SubjectPipeline(SavedPipeline):
             if on_step_end is None:
                 return tokens
             tensors = {"latents": denoiser.unpack(tokens, *grid)}
-            return denoiser.pack(_changed(on_step_end(self, step, timestep, tensors), tensors["latents"]))
+            return denoiser.pack(changed_by(on_step_end(self, step, timestep, tensors), tensors["latents"]))
 
         return after_step
 
@@ -435,28 +434,3 @@ def _counted(options: dict[str, Any]) -> dict[str, Any]:
                 "out; of a call that plans or reflects, estimate the plan of pipe.reason() and each round by itself."
             )
     return {name: value for name, value in options.items() if name in counted}
-
-
-def _changed(given: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """The latents that a callback gives back, or those that it saw. Raises ValueError for what is none."""
-    if given is not None and not isinstance(given, Mapping):
-        raise ValueError(
-            f"callback_on_step_end gave {shown(given)}: expected None, or a mapping. Return {{'latents': latents}}"
-        )
-    changed = (given or {}).get("latents", latents)
-    if not isinstance(changed, Tensor) or not changed.is_floating_point() or changed.shape != latents.shape:
-        raise ValueError(
-            f"callback_on_step_end gave latents that are {shown(changed)}: expected {shown(latents)}, as it was called "
-            "with"
-        )
-    return changed
-
-
-def _check_callback_inputs(names: Any, known: Sequence[str]) -> None:
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise ValueError(
-            f"callback_on_step_end_tensor_inputs={names!r}: expected a list of names, such as {list(known)}"
-        )
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected any of {list(known)}")

@@ -21,7 +21,8 @@ from subjectgen.references import read_images
 from subjectgen.request import Request, ResolvedRequest, generators_of
 
 if TYPE_CHECKING:
-    from subjectgen.pipeline import Callback, SubjectPipeline
+    from subjectgen.callback import Callback
+    from subjectgen.pipeline import SubjectPipeline
 
 JUDGES: dict[str, Any] = {"mllm": MllmJudge, "tower": TowerJudge}  # of a pipeline, by the names that checkpoints have
 

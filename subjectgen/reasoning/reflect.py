@@ -20,7 +20,8 @@ from subjectgen.reasoning.view import check_askable, views
 from subjectgen.request import Request, ResolvedRequest, draw
 
 if TYPE_CHECKING:
-    from subjectgen.pipeline import Callback, SubjectPipeline
+    from subjectgen.callback import Callback
+    from subjectgen.pipeline import SubjectPipeline
 
 REFLECT_SIGMA = 0.9  # the lowest from which another ground is always heard (mini; benchmarks/reflection.py)
 Departures = tuple[str, ...]  # of RESPECTS

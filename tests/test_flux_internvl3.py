@@ -1,6 +1,7 @@
 """The recipe of the paper's pair: at its true shape without weights, and whole on tiny stand-ins."""
 
 import shutil
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from subjectgen.generate.stages import resolve_stages
 from subjectgen.load import recipe
 from subjectgen.lora import add_identity, check_identity, identity_of
 from subjectgen.request import Request, resolve
+
+HERE = ModuleSpec("here", None, origin="here.py")
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,6 @@ class TestOnStandIns:
 
     def test_torchvision_is_missing(self, module, shelf, monkeypatch):
         monkeypatch.setattr(module, "require", extras.require)
-        monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "torchvision" else name)
+        monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "torchvision" else HERE)
         with pytest.raises(ImportError, match=r"torchvision is not installed.*subjectgen\[flux\]"):
             module.load(shelf[0])

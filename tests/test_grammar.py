@@ -12,8 +12,7 @@ from llguidance.hf import from_tokenizer
 from subjectgen import SubjectProcessor
 from subjectgen.binding import bind
 from subjectgen.data.indirect import riddle
-from subjectgen.data.plans import plan
-from subjectgen.data.prompts import GROUND_WORDS
+from subjectgen.data.plans import GROUND_SAID, plan
 from subjectgen.data.sightings import Sighting
 from subjectgen.data.world import COLOURS, PATTERNS, Ground, random_scene
 from subjectgen.reasoning.decoding import GrammarPicker
@@ -84,7 +83,7 @@ def test_all_that_mini_is_taught_is_admitted_and_read(tokenizer, vocabulary, gra
             (each.name, each.colours, each.box, each.pose) for each in seen
         ]
         assert read.scene == f"{scene.ground.colour} {scene.ground.pattern}"
-        assert read.prompt.endswith(GROUND_WORDS[scene.ground.pattern][0].format(c=scene.ground.colour))
+        assert read.prompt.endswith(GROUND_SAID[scene.ground.pattern].format(c=scene.ground.colour))
 
 
 @pytest.mark.parametrize(

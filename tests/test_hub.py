@@ -46,8 +46,9 @@ print(model_hash(subjectgen.load(sys.argv[1]).components))
 """
 LOAD_REFUSED = """
 import sys, subjectgen
+from importlib.machinery import ModuleSpec
 from subjectgen import extras
-extras.find_spec = lambda name: name  # the Hub is asked before torchvision is needed
+extras.find_spec = lambda name: ModuleSpec(name, None, origin=name)  # the Hub is asked before torchvision is needed
 for model, *adapter in (argument.split("+") for argument in sys.argv[1:]):
     try:
         subjectgen.load(model, adapter=adapter[0] if adapter else None)

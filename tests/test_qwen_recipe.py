@@ -1,5 +1,7 @@
 """The recipe of Qwen-Image 2.1: whole on tiny stand-ins in the layout of the Hub, at its true shape without weights."""
 
+from importlib.machinery import ModuleSpec
+
 import diffusers
 import pytest
 import torch
@@ -13,6 +15,7 @@ from subjectgen.quantization import quantization_configs
 from subjectgen.strict import check_network
 from subjectgen.weights import WeightsError
 
+HERE = ModuleSpec("here", None, origin="here.py")
 PROMPT = "a red cat on the blue ground"
 NAME = "qwen-image-2.1"
 
@@ -113,7 +116,10 @@ def test_it_is_found_by_its_name():
 
 
 def test_without_torchvision_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr("subjectgen.extras.find_spec", lambda name: None if name == "torchvision" else name)
+    monkeypatch.setattr(
+        "subjectgen.extras.find_spec",
+        lambda name: None if name == "torchvision" else HERE,
+    )
     with pytest.raises(ImportError, match=r"torchvision.*subjectgen\[qwen\]"):
         recipe(NAME).load()
 

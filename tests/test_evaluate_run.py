@@ -24,7 +24,7 @@ from subjectgen.evaluate.generation import Settings, stages_by_name
 from subjectgen.evaluate.intervals import Mean, mean_with_interval
 from subjectgen.evaluate.pictures import pictures_named
 from subjectgen.evaluate.plots import COLOURS, by_subject, curve, svg_of
-from subjectgen.evaluate.run import Order, evaluate
+from subjectgen.evaluate.run import Order, evaluate, in_order
 from subjectgen.evaluate.scoring import read_lines
 from subjectgen.evaluate.table import caption, means_of, print_table, told
 from subjectgen.extras import MissingExtraError
@@ -620,6 +620,9 @@ class TestReport:
         sheet = Image.open(out / "sheet.png")
         middles = [sheet.getpixel((8 + 136 * column + 64, 26 + 64)) for column in range(4)]
         assert middles == [(128, 128, 128), (255, 0, 0), (255, 0, 0), (255, 0, 0)]
+
+    def test_columns_go_from_meaning_to_identity(self):
+        assert in_order(["faithful", "mine", "free", "mllm-only"]) == ["mllm-only", "free", "faithful", "mine"]
 
     def test_a_point_of_the_curve_is_where_its_figures_are(self):
         """Across is identity, up is obedience: of three points, no two alike in order."""

@@ -1,6 +1,6 @@
 """A benchmark from its cases to its report, in two phases, paint and score, that share files alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -127,7 +127,12 @@ def paint_all(pipe: SubjectPipeline, benchmark: Benchmark, out: Path, order: Ord
 def all_paintings(benchmark: Benchmark, out: Path, run: Run, num_seeds: int) -> list[Painting]:
     """Every case under every setting of stages of a run."""
     folder = out / PICTURES
-    return [each for name in run.stages for each in paintings_of(benchmark.cases, name, num_seeds, folder)]
+    return [each for name in in_order(run.stages) for each in paintings_of(benchmark.cases, name, num_seeds, folder)]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """From meaning to identity, whichever were painted first, so that what joins them is a curve; then the others."""
+    return sorted(names, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
 
 
 def score_painted(benchmark: Benchmark, out: Path, order: Order) -> Means:

@@ -11,8 +11,8 @@ from rich.table import Table
 
 import subjectgen
 from subjectgen import Stage
+from subjectgen.evaluate.cases import figure_of
 from subjectgen.evaluate.emoji import EmojiBenchmark
-from subjectgen.evaluate.emoji_scores import FIGURES
 from subjectgen.evaluate.intervals import INTERVALS, mean_with_interval
 from subjectgen.evaluate.table import told
 from subjectgen.generate.stages import STAGE_PRESETS
@@ -43,7 +43,7 @@ def main(
     pipe.set_progress_bar_config(disable=True)
     table = Table("", *(f"{name} %" for name in SHOWN), title=f"{num_prompts} prompts, seen subjects, a seed each")
     console = Console(width=130)
-    figures = [next(figure for figure in FIGURES if figure.name == name) for name in SHOWN]
+    figures = [figure for name in SHOWN if (figure := figure_of(benchmark, name))]
     for name in track(candidate or list(CANDIDATES), "painting under each candidate"):
         scores = scored(pipe, benchmark, CANDIDATES[name])
         subjects = [case.subject for case in benchmark.cases]

@@ -16,7 +16,7 @@ from subjectgen.data import subjects as module
 from subjectgen.data.batches import batch_of, random_looks, training_pose
 from subjectgen.data.held_out_words import HELD_OUT, SPOKEN
 from subjectgen.data.more_words import WORDINGS
-from subjectgen.data.prompts import TRAINED, Words, request
+from subjectgen.data.prompts import LITTLE_WORDS, TRAINED, Words, request
 from subjectgen.data.render import Look, ReferencePose, Renderer, hue_shift
 from subjectgen.data.subjects import load_subjects, save_subjects
 from subjectgen.data.talks import corpus
@@ -285,6 +285,18 @@ class TestBatches:
             assert batch.references.shape[1] == 3
         counts = [len(shown) for batch in batches for shown in batch.shown]
         assert counts.count(3) / len(counts) == pytest.approx(0.5, abs=0.2) and {1, 2} < set(counts)
+
+    def test_terse_prompts(self, folder):
+        """The same batch, whose prompts miss some of their little words and none of the others."""
+        renderer = Renderer(load_subjects(cutouts=folder).split(unseen=False))
+        whole, terse = (batch_of(renderer, 0, 1, 64, 2, terse=share) for share in (0.0, 1.0))
+        torch.testing.assert_close(terse.target, whole.target)
+        pairs = [(one.split(), other.split()) for one, other in zip(whole.prompts, terse.prompts, strict=True)]
+        assert all(set(one) - set(other) <= LITTLE_WORDS and set(other) <= set(one) for one, other in pairs)
+        little = [sum(word in LITTLE_WORDS for each in side for word in each) for side in zip(*pairs, strict=True)]
+        assert little[1] / little[0] == pytest.approx(0.5, abs=0.1)
+        some = batch_of(renderer, 0, 1, 64, 2, terse=0.3).prompts
+        assert 0.1 < sum(a != b for a, b in zip(some, whole.prompts, strict=True)) / 64 < 0.5
 
     def test_unseen_subjects_are_never_trained_on(self, folder):
         renderer = Renderer(load_subjects(cutouts=folder).split(unseen=False))

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subjectgen.data.prompts import TRAINED, Words, request
+from subjectgen.data.prompts import TRAINED, Words, request, tersely
 from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.world import POSES, SHARE_UPRIGHT, SIDE, Scene, choice, random_count, random_scene
 
@@ -45,12 +45,14 @@ def batch_of(
     count: int | None = None,
     upright: float = SHARE_UPRIGHT,
     spared: float = 0.0,
+    terse: float = 0.0,
     wordings: Sequence[Words] = (TRAINED,),
 ) -> Batch:
     """Batch `index` of a seed, on the renderer's device; all its pictures have equally many references: no padding.
 
     count: so many; None draws it. upright: the share of subjects that are painted so. spared: the share of pictures
-    that leave some of their references out. wordings: of which each prompt has one.
+    that leave some of their references out. terse: the share of prompts without some of their little words. wordings:
+    of which each prompt has one.
     """
     rng = np.random.default_rng((seed, index))
     count = count or random_count(np.random.default_rng((seed, index // ALIKE)))
@@ -62,6 +64,8 @@ def batch_of(
     painted = [[each[k - 1] for k in which] for each, which in zip(looks, shown, strict=True)]
     names = [[renderer.names[look.subject] for look in each] for each in painted]
     asked = zip(scenes, names, shown, strict=True)
+    masks = random_masks(rng, renderer, *flat)
+    prompts = [request(rng, scene, called, choice(rng, wordings), which) for scene, called, which in asked]
     return Batch(
         scenes=scenes,
         shown=shown,
@@ -69,8 +73,8 @@ def batch_of(
         poses=poses,
         target=renderer.scenes(scenes, painted),
         references=rearrange(renderer.references(*flat), "(b r) c h w -> b r c h w", b=size),
-        masks=rearrange(random_masks(rng, renderer, *flat), "(b r) h w -> b r h w", b=size),
-        prompts=[request(rng, scene, called, choice(rng, wordings), which) for scene, called, which in asked],
+        masks=rearrange(masks, "(b r) h w -> b r h w", b=size),
+        prompts=[tersely(rng, prompt) if rng.random() < terse else prompt for prompt in prompts],
     )
 
 

@@ -43,6 +43,7 @@ ORDERS = (
     "show {subjects} on {ground}",
 )
 JOINTS = (" and ", ", ", ", with ")
+LITTLE_WORDS = {"a", "at", "in", "of", "on", "the"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,11 @@ def request(
     subjects = [subject_phrase(rng, *each, words) for each in called]
     text = choice(rng, words.joints).join(subjects)
     return choice(rng, words.orders).format(subjects=text, ground=ground_phrase(rng, scene.ground, words))
+
+
+def tersely(rng: np.random.Generator, text: str) -> str:
+    """The request as people type it: without about half of its little words."""
+    return " ".join(word for word in text.split(" ") if word not in LITTLE_WORDS or rng.random() < 0.5)
 
 
 def subject_phrase(

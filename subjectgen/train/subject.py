@@ -34,6 +34,7 @@ SUBJECT_WEIGHT = 3.0  # how much more the error inside the subjects' boxes count
 PAD_TO = 16  # tokens; few lengths, few compilations
 SHEET_STEPS = 12
 UPRIGHT = 0.2  # of the subjects: as often as each other pose, as to copy them as they stand is learnt long before
+TERSE = 0.3  # of the prompts: some of their little words left out, so that sentences are not learnt by heart
 SPARED = 0.4  # of the pictures of several references: not all are asked for, so which one is must be heard
 
 
@@ -96,7 +97,7 @@ class SubjectPhase:
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Squared error of the velocity, weighted towards the subjects."""
-        drawn = {"upright": UPRIGHT, "spared": SPARED, "wordings": WORDINGS}
+        drawn = {"upright": UPRIGHT, "spared": SPARED, "terse": TERSE, "wordings": WORDINGS}
         batch = batch_of(self.renderer, self.seed, step, self.batch_size, **drawn)
         return self.velocity_loss(batch, generator_of(self.seed, step, self.renderer.device))
 

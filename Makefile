@@ -43,7 +43,8 @@ reproduce: export OMP_NUM_THREADS := 1
 reproduce: export MALLOC_MMAP_MAX_ := 0
 reproduce: export MALLOC_TRIM_THRESHOLD_ := 20000000000
 reproduce: .venv/.installed-evaluate
-	$(BIN)/subjectgen reproduce --shard 1/2 & first=$$!; $(BIN)/subjectgen reproduce --shard 2/2; wait $$first
+	$(BIN)/subjectgen reproduce --shard 1/2 & first=$$!; \
+		$(BIN)/subjectgen reproduce --shard 2/2; second=$$?; wait $$first && exit $$second
 	$(BIN)/subjectgen reproduce
 
 clean:

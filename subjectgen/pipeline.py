@@ -19,7 +19,7 @@ from subjectgen.estimate import Estimate, estimate
 from subjectgen.generate.encode import encode
 from subjectgen.generate.fuse import fuse
 from subjectgen.generate.guide import NEGATIVES, Guidance, guided
-from subjectgen.generate.sample import AfterStep, sample, schedule
+from subjectgen.generate.sample import AfterStep, check_scheduler, sample, schedule
 from subjectgen.generate.stages import Number, is_whole, resolve_stages
 from subjectgen.generate.to_image import to_image
 from subjectgen.memory import recoverable
@@ -225,7 +225,7 @@ class SubjectPipeline(SavedPipeline):
         subject_images: Any = None,
         *,
         image: Any = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        max_new_tokens: Any = MAX_NEW_TOKENS,
         temperature: float = 0.0,
         generator: Any = None,
         callback_on_token: OnToken | None = None,
@@ -316,6 +316,8 @@ class SubjectPipeline(SavedPipeline):
         return self._interrupt
 
     def _resolve(self, request: Request) -> ResolvedRequest:
+        check_scheduler(self.scheduler)
+        _check_aggregator(self.aggregator, self.transformer)
         resolved = resolve(as_painted(request, self), self.limits)
         _check_told(resolved.guidance, self.transformer)
         for subjects in resolved.subjects:
@@ -412,6 +414,12 @@ def _check_square(reference_size: Any, transformer: Transformer, vae: Vae) -> No
             f"reference_size={reference_size}: expected a multiple of {multiple} pixels, as these networks take. The "
             f"nearest is {nearest}."
         )
+
+
+def _check_aggregator(aggregator: DualLayerAggregator | None, transformer: Transformer) -> None:
+    kind = type(transformer).__name__
+    if aggregator is None and adapter_of("transformer", kind).needs_aggregator:
+        raise ValueError(f"aggregator is None, and a {kind} paints nothing without: expected the checkpoint's own")
 
 
 def _check_told(guidance: Guidance, transformer: Transformer) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from tiny_engine import Gate, held
@@ -360,6 +361,7 @@ class TestErrors:
             ({"prompt": "a", "height": 0}, "height=0"),
             ({"prompt": "a", "num_inference_steps": True}, "num_inference_steps=True"),
             ({"prompt": "a", "guidance_scale": "2"}, "guidance_scale='2'"),
+            ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale=nan: expected a finite number"),
             ({"prompt": "a", "stages": "slow"}, "paper, free, faithful"),
             ({"prompt": "a", "subjects": b"png"}, "is not an image"),
         ],
@@ -367,6 +369,14 @@ class TestErrors:
     def test_what_no_checkpoint_could_paint_is_no_work(self, wrong, words):
         with pytest.raises(ValueError, match=words):
             Painting(**wrong)
+
+    def test_numbers_of_numpy(self, engine, gate):
+        gate.open.set()
+        one, two = (np.int64(each) for each in (1, 2))
+        painted = engine.submit(Painting(prompt="a cat", seed=one, num_inference_steps=two)).result(20)
+        (alone,) = gate.pipe("a cat", generator=seeded_generators(1), num_inference_steps=2).images
+        assert_same_picture(painted.image, alone)
+        assert type(painted.seed) is int
 
     def test_a_worker_that_dies_loses_only_what_it_has(self, gate):
         with Engine(lambda _: gate) as engine:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
@@ -84,6 +85,23 @@ class TestRefusals:
             pipe(**{"prompt": PROMPT, **options})
         for word in words:
             assert word in str(refused.value)
+
+    def test_schedulers_of_others_and_noise_of_their_own(self):
+        pipe = tiny_pipeline()
+        for scheduler, words in (
+            (DDIMScheduler(), "scheduler is a DDIMScheduler: expected a FlowMatchEulerDiscreteScheduler"),
+            (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling=True.*expected False"),
+        ):
+            pipe.scheduler = scheduler
+            with pytest.raises(ValueError, match=words):
+                pipe(PROMPT)
+
+    def test_no_aggregator_where_one_is_needed(self, monkeypatch):
+        pipe = tiny_pipeline()
+        pipe.register_modules(aggregator=None)
+        monkeypatch.setattr(SubjectPipeline, "adapters", lambda self: pytest.fail("work has begun"))
+        with pytest.raises(ValueError, match="aggregator is None, and a FluxTransformer2DModel paints nothing without"):
+            pipe(PROMPT)
 
     def test_misspelt_argument(self, pipe):
         with pytest.raises(TypeError, match="heigth"):

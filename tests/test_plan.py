@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from subjectgen import Plan, PlanError, PlannedSubject
@@ -160,6 +161,12 @@ def test_bad_json(text):
         Plan.from_json(text)
 
 
+def test_half_a_character():
+    text = PLAN.to_json().replace('"teal dotted"', r'"teal \ud800"')
+    with pytest.raises(ValueError, match=r"scene='teal \\ud800' holds half a character"):
+        Plan.from_json(text)
+
+
 class TestEdits:
     def test_the_prompt(self):
         edited = PLAN.replace(prompt="image 1 on red", scene="red")
@@ -174,6 +181,11 @@ class TestEdits:
             (1, 2, 3, 4),
             "HELLO",
         )
+
+    def test_numbers_of_a_detector(self):
+        edited = PLAN.replace_subject(np.int64(2), box=tuple(np.array([1, 2, 3, 4])))
+        assert edited == PLAN.replace_subject(2, box=(1, 2, 3, 4))
+        assert Plan.from_json(edited.to_json()) == edited
 
     @pytest.mark.parametrize("number", [0, 3, "1", 1.0, True])
     def test_of_a_subject_that_is_not_there(self, number):

@@ -685,6 +685,7 @@ class TestRefusals:
             ((PROMPT,), {"max_new_tokens": 0}, "max_new_tokens=0"),
             ((PROMPT,), {"max_new_tokens": True}, "max_new_tokens=True"),
             ((PROMPT,), {"temperature": -1.0}, "temperature=-1.0"),
+            ((PROMPT,), {"temperature": float("inf")}, "temperature=inf"),
             ((PROMPT,), {"generator": torch.Generator()}, "temperature above 0"),
             (([PROMPT] * 2,), {"temperature": 1.0, "generator": torch.Generator()}, r"for 2 prompt\(s\).*for each"),
             (([PROMPT] * 2,), {"temperature": 1.0, "generator": [torch.Generator(), 3]}, r"for 2 prompt\(s\)"),

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from subjectgen.cli import app
 from subjectgen.cli.serve import _range_of
 from subjectgen.engine.facts import ModelFacts
-from subjectgen.serve.guard import check_address
+from subjectgen.serve.guard import check_address, check_port
 from subjectgen.serve.limits import RequestLimits
 from subjectgen.serve.uploads import seen
 
@@ -479,6 +479,14 @@ class TestGuard:
     def test_a_key_that_is_too_short(self):
         with pytest.raises(ValueError, match="has 3 characters"):
             check_address("127.0.0.1", "abc")
+
+    def test_a_port_that_is_taken(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            result = CliRunner().invoke(app, ["serve", "--model", "nowhere/none", "--port", str(port)])
+            assert result.exit_code == 2
+            assert f"--port {port} of '127.0.0.1'" in result.output and "Choose another" in result.output
+        check_port("127.0.0.1", port)
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
     def test_the_command_refuses_before_it_loads(self, monkeypatch, host):

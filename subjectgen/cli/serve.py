@@ -43,12 +43,13 @@ def serve(
 
     from subjectgen.engine.devices import all_devices
     from subjectgen.serve.app import create_app
-    from subjectgen.serve.guard import check_address
+    from subjectgen.serve.guard import check_address, check_port
     from subjectgen.serve.limits import RequestLimits
 
     check_address(host, api_key)
     if replicas is not None and not ray:
         raise ValueError(f"--replicas {replicas} without --ray: expected it as well, as only a cluster has replicas.")
+    check_port(host, port)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else each broken body is a line of the log
     line = {"max_batch": max_batch, "max_waiting": max_waiting}
     options = {

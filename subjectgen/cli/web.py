@@ -27,11 +27,14 @@ def web(
     """Paint on a web page of this machine, until Ctrl-C."""
     require("web", "gradio>=6.31")
     from subjectgen.engine.devices import all_devices
+    from subjectgen.serve.guard import check_port
     from subjectgen.web.launch import check_address, show
     from subjectgen.web.page import page_of
     from subjectgen.web.studio import open_studio
 
     check_address(host, password)
+    if port is not None:
+        check_port(host, port)
     with screen.status(f"loading {model}"):
         studio = open_studio(
             model,

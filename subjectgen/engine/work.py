@@ -6,7 +6,7 @@ from typing import Any
 
 from subjectgen.embeds import SubjectEmbeds
 from subjectgen.engine.subjects import HashedSubjects
-from subjectgen.generate.stages import resolve_stages
+from subjectgen.generate.stages import is_number, is_whole, resolve_stages
 from subjectgen.request import check_unicode
 
 MAX_SEED = 2**63 - 1
@@ -90,16 +90,16 @@ def _check_text(name: str, value: Any) -> None:
 
 
 def _check_count(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is not None and (not is_whole(value) or value < 1):
         raise ValueError(f"{name}={value!r}: expected a whole number from 1, or None for the model's own")
 
 
 def _check_scale(value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise ValueError(f"guidance_scale={value!r}: expected a number, or None for the model's own")
+    if value is not None and not is_number(value):
+        raise ValueError(f"guidance_scale={value!r}: expected a finite number, or None for the model's own")
 
 
 def _checked_seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+    if not is_whole(value) or not 0 <= value <= MAX_SEED:
         raise ValueError(f"seed={value!r}: expected a whole number from 0 to {MAX_SEED}, or None for a random one")
-    return value
+    return int(value)

@@ -1,6 +1,7 @@
 """The way from noise to latents: a schedule, and a loop over steps that knows stages but no backbone."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,20 @@ from subjectgen.generate.guide import Velocity
 from subjectgen.generate.stages import Number, Stage, stage_at
 
 AfterStep = Callable[[int, Tensor, Float[Tensor, "b n c"]], Float[Tensor, "b n c"]]
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise ValueError for one whose steps are others, or draw noise that no generator of a call has a say in."""
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise ValueError(
+            f"scheduler is a {type(scheduler).__name__}: expected a FlowMatchEulerDiscreteScheduler, such as the "
+            "checkpoint's own"
+        )
+    if scheduler.config.get("stochastic_sampling"):  # diffusers before 0.34 has none
+        raise ValueError(
+            "scheduler has stochastic_sampling=True, whose noise no generator of a call decides: expected False. Set "
+            "pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=False)."
+        )
 
 
 def schedule(

@@ -8,6 +8,8 @@ from typing import Any
 
 from subjectgen.binding import bind
 from subjectgen.embeds import SubjectEmbeds
+from subjectgen.generate.stages import is_whole
+from subjectgen.request import check_unicode
 
 FORMAT = "subjectgen.Plan/2"
 DECISIONS = ("scene", "view", "pose", "changes", "keeps")  # what the prompt says in one sentence
@@ -106,7 +108,7 @@ class Plan:
 
     def replace_subject(self, number: Any, **changes: Any) -> "Plan":
         """The same plan with one subject described otherwise; counted from 1, as in "image 1". Raises ValueError."""
-        if type(number) is not int or not 1 <= number <= len(self.subjects):
+        if not is_whole(number) or not 1 <= number <= len(self.subjects):
             raise ValueError(f"subject {number!r}: expected a number from 1 to {len(self.subjects)}")
         _check_known("a subject", changes, _subject_fields())
         subjects = list(self.subjects)
@@ -185,7 +187,7 @@ def _contradiction(changed: str, prompt: str) -> ValueError:
 
 
 def _subject_dict(subject: PlannedSubject) -> dict[str, Any]:
-    return {**vars(subject), "colours": list(subject.colours), "box": list(subject.box)}
+    return {**vars(subject), "colours": list(subject.colours), "box": list(map(int, subject.box))}
 
 
 def _subject_of(values: Any) -> PlannedSubject:
@@ -197,7 +199,7 @@ def _subject_of(values: Any) -> PlannedSubject:
 
 def _checked_subject(values: Mapping[str, Any]) -> PlannedSubject:
     _check_subject(values)
-    return PlannedSubject(**values)
+    return PlannedSubject(**{**values, "box": tuple(map(int, values["box"]))})  # of NumPy's types too
 
 
 def _list(name: str, value: Any) -> list[Any]:
@@ -229,6 +231,7 @@ def _check_words(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if not isinstance(value, str):
             raise ValueError(f"{name}={value!r}: expected words")
+        check_unicode(name, value)
 
 
 def _check_subject(values: Mapping[str, Any]) -> None:
@@ -240,7 +243,7 @@ def _check_subject(values: Mapping[str, Any]) -> None:
     _check_box(values["box"])
 
 
-def _check_can_be_cut(subject_images: Any, number: int) -> None:
+def _check_can_be_cut(subject_images: Any, number: Any) -> None:
     given = subject_images if isinstance(subject_images, tuple) else (subject_images,)
     if any(isinstance(each, SubjectEmbeds) for each in given):
         raise ValueError(
@@ -250,7 +253,7 @@ def _check_can_be_cut(subject_images: Any, number: int) -> None:
 
 
 def _check_box(box: Any) -> None:
-    whole = isinstance(box, tuple) and len(box) == 4 and all(type(edge) is int for edge in box)
+    whole = isinstance(box, tuple) and len(box) == 4 and all(map(is_whole, box))
     if not whole or not (0 <= box[0] < box[2] <= 100 and 0 <= box[1] < box[3] <= 100):
         raise ValueError(
             f"box={box!r}: expected (left, top, right, bottom) in whole percent of the reference's sides, 0 to 100, "

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import inf
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from subjectgen.backbones import Reader
 from subjectgen.embeds import SubjectEmbeds
+from subjectgen.generate.stages import is_number, is_whole
 from subjectgen.reasoning.decoding import GrammarPicker
 from subjectgen.reasoning.encoded import EncodedOnce
 from subjectgen.reasoning.grammar import parse_plan, plan_grammar
@@ -31,17 +30,16 @@ OnToken = Callable[[Any, Any], None]  # called with the pipeline and all that is
 class Writing:
     """How plans are written."""
 
-    max_new_tokens: int = MAX_NEW_TOKENS
+    max_new_tokens: Any = MAX_NEW_TOKENS
     temperature: float = 0.0  # always the likeliest token
     generator: Any = None  # a torch.Generator; one for each of several prompts
     on_token: OnToken | None = None
     several: bool = False  # whether it hears a list of texts
 
     def __post_init__(self) -> None:
-        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
+        if not is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens!r}: expected a whole number, at least 1")
-        is_number = isinstance(self.temperature, Real) and not isinstance(self.temperature, bool)
-        if not is_number or not 0 <= self.temperature < inf:
+        if not is_number(self.temperature) or self.temperature < 0:
             raise ValueError(f"temperature={self.temperature!r}: expected a number, 0 for the likeliest token always")
         if self.generator is not None and self.temperature == 0:
             raise ValueError("a generator draws nothing at temperature=0: give a temperature above 0, or no generator")

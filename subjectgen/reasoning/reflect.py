@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from subjectgen.generate.sample import noised
+from subjectgen.generate.stages import is_number, is_whole
 from subjectgen.generate.to_image import to_image
 from subjectgen.reasoning.encoded import EncodedOnce
 from subjectgen.reasoning.paint import bindings_of, plans_of, spoken_of
@@ -48,9 +49,9 @@ class Reflection:
     sigma: Any
 
     def __post_init__(self) -> None:
-        if type(self.rounds) is not int or self.rounds < 0:
+        if not is_whole(self.rounds) or self.rounds < 0:
             raise ValueError(f"reflect={self.rounds!r}: expected a whole number of rounds, 0 for none")
-        if isinstance(self.sigma, bool) or not isinstance(self.sigma, (int, float)) or not 0 < self.sigma <= 1:
+        if not is_number(self.sigma) or not 0 < self.sigma <= 1:
             raise ValueError(
                 f"reflect_sigma={self.sigma!r}: expected a number above 0 (the picture stays) up to 1 (none of it does)"
             )

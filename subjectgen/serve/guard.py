@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import ipaddress
+import socket
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,18 @@ def check_address(host: str, api_key: str | None) -> None:
             f"--host '{host}' can be reached from other machines and there is no API key: expected 127.0.0.1. "
             "Set SUBJECTGEN_API_KEY to listen there."
         )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ValueError for a port that is taken, before a model is loaded that could not be asked there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers set it: one that has ended is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"--port {port} of '{host}' ({error.strerror}): expected a port that is free there. Choose another."
+            ) from error
 
 
 def is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+import anyio
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -72,7 +73,8 @@ def router(service: Any) -> APIRouter:
         if any(len(name or "") > MAX_NAME for name in names):
             raise ValueError(f"a 'name' is longer than {MAX_NAME} characters: expected a few words")
         pictures = await read_pictures(images, service.facts, service.limits)
-        subjects = HashedSubjects.of([Subject(each, name) for each, name in zip(pictures, names, strict=True)])
+        named = [Subject(each, name) for each, name in zip(pictures, names, strict=True)]
+        subjects = await anyio.to_thread.run_sync(HashedSubjects.of, named)
         assert isinstance(subjects, HashedSubjects)  # there are images
         job = service.submit([Encoding(subjects=subjects)])
         await results(request, job)

@@ -39,6 +39,7 @@ class FluxDenoiser:
 
     patch = 2  # latent pixels per token, both sides
     multiple = 1  # tokens that a side of the grid must be divisible by
+    needs_aggregator = True  # to be told in its own width what the MLLM read
 
     def __init__(self, transformer: FluxTransformer2DModel, conditions: str = "cached"):
         if conditions not in ("joint", "cached"):

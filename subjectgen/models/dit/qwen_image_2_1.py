@@ -110,6 +110,7 @@ class QwenImage21Denoiser:
 
     patch = 1  # latent pixels per token, both sides
     multiple = 2  # tokens that a side of the grid must be divisible by
+    needs_aggregator = False  # it was trained on the MLLM's last layer
 
     def __init__(self, transformer: Any, conditions: str = "cached"):
         if conditions != "cached":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tiny_subjects import cutout_folder
 from subjectgen import PlannedSubject, SubjectPipeline
 from subjectgen.data import plans
 from subjectgen.data.indirect import with_placement
-from subjectgen.data.world import COLOURS, PLACES, POSES
+from subjectgen.data.world import COLOURS, PLACES, POSES, ROWS
 from subjectgen.evaluate import emoji
 from subjectgen.evaluate.cases import Shard
 from subjectgen.evaluate.plan_scores import decision_scores, f1, read_scores
@@ -120,9 +121,13 @@ def test_the_truth_is_right_and_other_scenes_are_not(benchmark):
         assert benchmark.scene_right(question, rendered(benchmark, question, scene))
         colour = next(name for name in COLOURS if name != scene.ground.colour)
         assert not benchmark.scene_right(question, rendered(benchmark, question, scene.with_colour(colour)))
-        if scene.placements[0].number == 1:
-            place = next(name for name in PLACES if name != scene.placements[0].place)
-            assert not benchmark.scene_right(question, rendered(benchmark, question, scene.with_place(place)))
+        meant = scene.placements[0]
+        place = next(name for name in (ROWS if meant.number > 1 else PLACES) if name != meant.place)
+        assert not benchmark.scene_right(question, rendered(benchmark, question, scene.with_place(place)))
+        row = replace(meant, place=ROWS[PLACES.index(meant.place) // 3], size="small", number=meant.number % 3 + 1)
+        other = replace(scene, placements=(row,))
+        assert not benchmark.scene_right(question, rendered(benchmark, question, other))
+    assert {question.riddle.scene.placements[0].number for question in benchmark.questions} > {1}
 
 
 @pytest.fixture(scope="module")

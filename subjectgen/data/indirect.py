@@ -7,7 +7,7 @@ import numpy as np
 
 from subjectgen.data.prompts import NUMBER_WORDS, ORDERS, PLACE_WORDS, POSE_WORDS, SIZE_WORDS, ground_phrase
 from subjectgen.data.sightings import Sighting
-from subjectgen.data.world import PLACES, Ground, Placement, Scene, choice, random_placement, random_scene
+from subjectgen.data.world import PLACES, ROWS, Ground, Placement, Scene, choice, random_placement, random_scene
 
 OPPOSITES = {
     "red": "green", "green": "red", "orange": "blue", "blue": "orange", "yellow": "purple", "purple": "yellow",
@@ -103,7 +103,7 @@ def counted(number: int, *words: str) -> Hint:
 
     def change(scene: Scene) -> Scene:
         row = PLACES.index(scene.placements[0].place) // 3
-        several = {"size": "small", "pose": "upright", "place": ("top", "middle", "bottom")[row], "number": number}
+        several = {"size": "small", "pose": "upright", "place": ROWS[row], "number": number}
         return with_placement(scene, **several) if number > 1 else scene
 
     return Hint(slot="number", words=words, change=change)

@@ -85,6 +85,13 @@ class Renderer:
         """The rendered truth of each scene with its subjects, pixels -1..1."""
         return self.compose(self.grounds([scene.ground for scene in scenes]), layers_of(scenes, looks), self.small)
 
+    def outlines(self, scenes: Sequence[Scene], looks: Sequence[Sequence[Look]]) -> Float[Tensor, "b side side"]:
+        """Where each scene shows a subject, by its alpha; subjects that overlap add up."""
+        layers = layers_of(scenes, looks)
+        alpha = self.draw(layers, self.small)[:, 3]
+        picture = torch.tensor(layers.picture, device=self.device)
+        return alpha.new_zeros(len(scenes), SIDE, SIDE).index_add(0, picture, alpha)
+
     def coloured(self, look: Look) -> Float[Tensor, "4 texture texture"]:
         """A small cut-out in its colouring, not premultiplied."""
         rgba = hue_shift(self.small[look.subject][None].float(), torch.tensor([look.hue], device=self.device))[0]

@@ -26,6 +26,7 @@ PATTERNS = ("plain", "striped", "checkered", "dotted", "gradient", "hills", "roo
 PLACES = (
     "top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
+ROWS = ("top", "middle", "bottom")  # where copies stand
 SIZES = {"small": 40, "medium": 56, "large": 80}  # pixels of 128
 POSES = {"upright": 0.0, "mirrored": 0.0, "upside down": 180.0, "tilted left": 35.0, "tilted right": -35.0}  # degrees
 MARGIN = 4  # pixels between a subject and the border
@@ -99,7 +100,7 @@ def random_placement(rng: np.random.Generator, upright: float = SHARE_UPRIGHT) -
     """Draw how a single subject stands; copies are small and stand in a row."""
     number = 1 + int(rng.choice(3, p=SHARE_OF_COPIES))
     if number > 1:
-        return Placement(place=choice(rng, ("top", "middle", "bottom")), size="small", number=number)
+        return Placement(place=choice(rng, ROWS), size="small", number=number)
     size = choice(rng, tuple(SIZES))
     return Placement(place=choice(rng, PLACES), size=size, pose=random_pose(rng, upright))
 

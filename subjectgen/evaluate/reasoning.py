@@ -13,16 +13,20 @@ from subjectgen.data.indirect import Riddle, riddle
 from subjectgen.data.prompts import request
 from subjectgen.data.render import Look, ReferencePose
 from subjectgen.data.sightings import Sighting, sighting
-from subjectgen.data.world import COLOURS, POSES, Scene, random_scene
+from subjectgen.data.world import COLOURS, PLACES, POSES, ROWS, SIZES, Placement, Scene, random_scene
 from subjectgen.evaluate import plan_scores
 from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
 from subjectgen.evaluate.emoji import SEED, EmojiBenchmark, EmojiCase, pixels_of, random_single
 from subjectgen.evaluate.emoji import VERSION as EMOJI
 from subjectgen.evaluate.sheet import picture_of
-from subjectgen.evaluate.shown import Pixels, SceneReader, nearest
+from subjectgen.evaluate.shown import Pixels, apart, correlation, nearest
 
-VERSION = "reasoning@3"  # of what scores pictures here, as that of emoji's
+VERSION = "reasoning@4"  # of what scores pictures here, as that of emoji's
 PICTURES = (0.5, 0.5)  # shares of riddles about one and about two references
+ARRANGEMENTS = (  # of one subject: alone, or in a row of copies
+    *(Placement(place=each, size=size, pose=pose) for each in PLACES for size in SIZES for pose in POSES),
+    *(Placement(place=each, size="small", number=number) for each in ROWS for number in (2, 3)),
+)
 PARTS = {
     "reading": "what plans say of all references",
     "deciding": "what plans decide for their pictures",
@@ -150,12 +154,18 @@ class ReasoningBenchmark:
         scene, look = question.riddle.scene, question.looks[question.riddle.shown - 1]
         everywhere = torch.ones(picture.shape[1:], dtype=torch.bool)
         grounds = [scene.with_colour(colour) for colour in COLOURS]
-        placement = scene.placements[0]
-        poses = [replace(scene, placements=(replace(placement, pose=pose),)) for pose in POSES]
+        meant = scene.placements[0]
+        poses = [replace(scene, placements=(replace(meant, pose=pose),)) for pose in POSES]
         chosen = [nearest(picture, self.renderer.scenes(s, [[look]] * len(s)), everywhere) for s in (grounds, poses)]
-        right = grounds[chosen[0]] == scene and poses[chosen[1]] == scene
-        if not right or placement.number > 1:
-            return right
-        reader, ground = SceneReader(self.renderer, scene, [look]), list(COLOURS).index(scene.ground.colour)
-        place, _ = reader.outline(picture, ground, 0)
-        return reader.free[0][place] == placement.place
+        if grounds[chosen[0]] != scene or poses[chosen[1]] != scene:
+            return False
+        stands = self._stands(scene, look, picture)
+        return (stands.number, stands.place) == (meant.number, meant.place)
+
+    def _stands(self, scene: Scene, look: Look, picture: Pixels) -> Placement:
+        """How a subject stands on its ground: the outline, of all there are, most like what is not ground."""
+        (bare,) = self.renderer.scenes([replace(scene, placements=())], [[]])
+        scenes = [replace(scene, placements=(each,)) for each in ARRANGEMENTS]
+        outlines = self.renderer.outlines(scenes, [[look]] * len(scenes))
+        everywhere = torch.ones_like(bare[0], dtype=torch.bool)
+        return ARRANGEMENTS[int(correlation(outlines, apart(picture, bare), everywhere).argmax())]

@@ -69,7 +69,7 @@ class SceneReader:
 
     def outline(self, picture: Pixels, ground: int, k: int) -> tuple[int, int]:
         """Place (of those free for subject k) and size whose outline, in any pose, is most like what is not ground."""
-        painted = (picture - self.grounds[ground]).norm(dim=0).sqrt()
+        painted = apart(picture, self.grounds[ground])
         alike = correlation(self.drawn[k][:, :, :, 3], painted, self.elsewhere[k]).amax(2)
         place, size = divmod(int(alike.argmax()), len(SIZES))
         return place, size
@@ -97,11 +97,16 @@ def over(drawn: Float[Tensor, "n 4 side side"], ground: Pixels) -> Float[Tensor,
     return (ground + 1) * (1 - alpha) + 2 * drawn[:, :3] - 1
 
 
+def apart(picture: Pixels, ground: Pixels) -> Float[Tensor, "side side"]:
+    """How far each pixel is from a bare ground: the outline of whatever has been painted on it."""
+    return (picture - ground).norm(dim=0).sqrt()
+
+
 def correlation(
-    outlines: Float[Tensor, "places sizes poses side side"],
+    outlines: Float[Tensor, "*kinds side side"],
     painted: Float[Tensor, "side side"],
     where: Bool[Tensor, "side side"],
-) -> Float[Tensor, "places sizes poses"]:
+) -> Float[Tensor, "*kinds"]:
     """Pearson's, over the pixels of a region; 0 where either is the same everywhere."""
     shapes, values = outlines[..., where], painted[where]
     shapes, values = shapes - shapes.mean(-1, keepdim=True), values - values.mean()

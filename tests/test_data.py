@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -373,6 +375,15 @@ def phrases(words: Words) -> set[str]:
     return {phrase for table in tables for wordings in table.values() for phrase in wordings if phrase}
 
 
+def terse(texts: Iterable[str]) -> set[str]:
+    """All that can be left of texts when some of their little words go."""
+    return {" ".join(filter(None, left)) for text in texts for left in product(*map(kept_or_not, text.split(" ")))}
+
+
+def kept_or_not(word: str) -> tuple[str, ...]:
+    return (word, "") if word in LITTLE_WORDS else (word,)
+
+
 class TestMoreWords:
     def test_they_mean_the_same(self):
         """Each read by another reader, of every wording."""
@@ -390,8 +401,8 @@ class TestMoreWords:
 
     def test_none_is_held_out(self):
         for words in WORDINGS:
-            assert not phrases(HELD_OUT) & phrases(words) and HELD_OUT.phrase != words.phrase
-            assert not set(HELD_OUT.orders) & set(words.orders) and not set(HELD_OUT.joints) & set(words.joints)
+            assert not phrases(HELD_OUT) & terse(phrases(words)) and HELD_OUT.phrase != words.phrase
+            assert not set(HELD_OUT.orders) & terse(words.orders) and not set(HELD_OUT.joints) & terse(words.joints)
 
     def test_batches_have_what_they_are_given(self, folder):
         renderer = Renderer(load_subjects(cutouts=folder))

@@ -35,7 +35,7 @@ HELD_OUT = Words(
     },
     orders=(
         "{ground} with {subjects}",
-        "{ground}, {subjects}",
+        "show on {ground} {subjects}",
         "behind {subjects}, {ground}",
         "show {ground} behind {subjects}",
     ),

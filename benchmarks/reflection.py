@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 import subjectgen
-from subjectgen.evaluate.emoji import SEED, EmojiBenchmark, EmojiCase
+from subjectgen.evaluate.emoji import NUM_SUBJECTS, SEED, EmojiBenchmark, EmojiCase
 from subjectgen.evaluate.shown import psnr
 from subjectgen.generate.sample import noised
 from subjectgen.models.vae import pixels_from_latents
@@ -33,7 +33,7 @@ def main(
     """Print a row for each sigma."""
     pipe = subjectgen.load("mini")
     pipe.set_progress_bar_config(disable=True)
-    rows = compare(pipe, EmojiBenchmark(2 * num_prompts, cutouts), steps)
+    rows = compare(pipe, EmojiBenchmark(NUM_SUBJECTS + num_prompts, cutouts), steps)
     table = Table(title=f"{num_prompts} pictures, painted again from sigma with another prompt, and with their own")
     for heading in ("sigma", "other: ground %", "other: place %", "other: identity %", "own: PSNR to the first dB"):
         table.add_column(heading, justify="right")
@@ -47,11 +47,10 @@ def compare(
     pipe: SubjectPipeline, benchmark: EmojiBenchmark, steps: int, sigmas: Sequence[float] = SIGMAS
 ) -> dict[float, dict[str, float]]:
     """For each sigma, figures of `evaluate` against the truth of the other prompt, and how near its own comes again."""
-    half = len(benchmark.cases) // 2
-    own = benchmark.cases[:half]
-    others = [replace(b, looks=a.looks, poses=a.poses) for a, b in zip(own, benchmark.cases[half:], strict=True)]
+    own, about_the_same = benchmark.cases[:-NUM_SUBJECTS], benchmark.cases[NUM_SUBJECTS:]
+    others = [replace(b, poses=a.poses) for a, b in zip(own, about_the_same, strict=True)]
     shape = (pipe.limits.latent_channels, *(benchmark.rendered(own[0]).shape[-1] // pipe.limits.pixels_per_latent,) * 2)
-    noise, fresh = (draw(generators(half, first), shape).to(pipe.device) for first in (SEED, 2 * SEED))
+    noise, fresh = (draw(generators(len(own), first), shape).to(pipe.device) for first in (SEED, 2 * SEED))
     first = painted(pipe, benchmark, own, noise, steps, 1.0)
     before, rows = pixels(pipe, first), {}
     for sigma in sigmas:

@@ -165,7 +165,9 @@ def test_a_whole_run_at_toy_size(backbones, sides):
 
 def test_less_of_the_first_picture_stays_from_a_higher_sigma(tmp_path):
     reflection = script("reflection")
-    benchmark = EmojiBenchmark(4, cutout_folder(tmp_path / "cutouts", seen=3, unseen=NUM_SUBJECTS))
+    benchmark = EmojiBenchmark(NUM_SUBJECTS + 2, cutout_folder(tmp_path / "cutouts", seen=3, unseen=NUM_SUBJECTS))
+    first, other = benchmark.cases[0], benchmark.cases[NUM_SUBJECTS]
+    assert first.looks == other.looks and first.scene != other.scene
     rows = reflection.compare(tiny_pipeline(), benchmark, steps=3, sigmas=(0.01, 0.5, 1.0))
     stays = [row["stays"] for row in rows.values()]
     assert list(rows) == [0.01, 0.5, 1.0] and stays == sorted(stays, reverse=True) and stays[0] > stays[-1] + 3

@@ -137,6 +137,7 @@ class TestGenerate:
         (call,) = painter.calls
         assert (call.prompt, call.subjects, call.num_images_per_prompt) == ("a red ground", None, 1)
         assert (call.height, call.width, call.num_inference_steps, call.stages) == (None, None, None, None)
+        assert (call.guidance_scale, call.negative_prompt) == (None, None)
         assert Image.open("out.png").size == (8, 8)
 
     def test_what_stands_for_which_reference(self, painter: Painter):
@@ -147,10 +148,11 @@ class TestGenerate:
     def test_every_flag(self, painter: Painter):
         run("generate", "--prompt", "p", "--subject", "red.png", "--subject", "blue.png", "--out", "a/b/c.png",
             "--seed", "5", "--steps", "3", "--stages", "free", "--num-images", "2", "--size", "64x48",
-            "--model", "mini")  # fmt: skip
+            "--guidance-scale", "2.5", "--negative-prompt", "a cat", "--model", "mini")  # fmt: skip
         (call,) = painter.calls
         assert [image.getpixel((0, 0)) for image in call.subjects] == [(255, 0, 0), (0, 0, 255)]
         assert (call.width, call.height, call.num_inference_steps, call.stages) == (64, 48, 3, "free")
+        assert (call.guidance_scale, call.negative_prompt) == (2.5, "a cat")
         assert [generator.initial_seed() for generator in call.generator] == [5, 6]
         assert all(generator.device.type == "cpu" for generator in call.generator)
         assert sorted(path.name for path in Path("a/b").iterdir()) == ["c-1.png", "c-2.png"]
@@ -176,6 +178,13 @@ class TestGenerate:
         assert (text["seed"], text["stages"], text["steps"], text["model"]) == ("7", "free", "25", "mini")
         assert text["model_hash"] == model_hash(painter.components)
         assert json.loads(text["subjects"]) == ["red.png"]
+
+    def test_what_guided_it_is_written_where_it_was_given(self, painter: Painter):
+        run("generate", "--prompt", "p", "--guidance-scale", "0", "--negative-prompt", "a cat")
+        text = Image.open("out.png").text
+        assert (text["guidance_scale"], text["negative_prompt"]) == ("0.0", "a cat")
+        run("generate", "--prompt", "p", "--negative-prompt", "")
+        assert not {"guidance_scale", "negative_prompt"} & Image.open("out.png").text.keys()
 
     def test_own_stages_of_the_model_are_written(self, painter: Painter, monkeypatch: pytest.MonkeyPatch):
         own = [{"until": 0.5, "semantic": 1.0, "identity": 0.0}]
@@ -226,6 +235,9 @@ class TestRefusals:
             (["--out", "red.png/a.png"], ("red.png/a.png", "is a file")),
             (["--steps", "0"], ("--steps",)),
             (["--steps", "many"], ("--steps",)),
+            (["--guidance-scale", "nan"], ("--guidance-scale nan", "finite")),
+            (["--guidance-scale", "much"], ("--guidance-scale",)),
+            (["--negative-prompt", "\udcff"], ("negative_prompt", "half a character")),
             (["--seed", "-1"], ("--seed",)),
             (["--seed", str(2**64)], ("--seed",)),
             (["--num-images", "0"], ("--num-images",)),
@@ -508,6 +520,7 @@ class TestWithAModel:
 
     def test_compare_paints_what_generate_paints(self, model: str):
         common = ("--prompt", "a red ground", "--subject", "red.png", "--seed", "3", "--model", model)
+        common += ("--guidance-scale", "3")
         run("compare", *common, "--stages", "free", "--stages", "faithful", "--num-images", "2", "--out", "sheet.png")
         run("generate", *common, "--stages", "faithful", "--num-images", "2", "--out", "a.png")
         sheet, second = Image.open("sheet.png"), Image.open("a-2.png").resize((CELL, CELL), Image.Resampling.LANCZOS)
@@ -531,6 +544,7 @@ class TestWithAModel:
         refused(*common, "--stages", "mild", words=("mild", "paper", "free", "faithful"))
         refused(*common, "--out", "a.jpg", words=("a.jpg", ".png"))
         refused(*common, "--seed", str(2**64), words=("--seed",))
+        refused(*common, "--guidance-scale", "inf", words=("--guidance-scale inf", "finite"))
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

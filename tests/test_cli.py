@@ -59,8 +59,8 @@ class Painter:
         self.error: BaseException | None = None
         self.opened: list[dict[str, Any]] = []
 
-    def open(self, *given: Any) -> "Painter":
-        self.opened.append(inspect.signature(open_model).bind(*given).arguments)
+    def open(self, *given: Any, **options: Any) -> "Painter":
+        self.opened.append(inspect.signature(open_model).bind(*given, **options).arguments)
         return self
 
     def __call__(self, prompt: str, subjects: Any, **options: Any) -> SimpleNamespace:
@@ -161,9 +161,11 @@ class TestGenerate:
     def test_model_and_how_it_is_loaded(self, painter: Painter, arguments: tuple[str, ...]):
         run(*arguments)
         run(*arguments, "--model", "a/base", "--adapter", "mine.safetensors", "--quantization", "int8",
-            "--offload", "group", "--attention-backend", "flash", "--compile")  # fmt: skip
+            "--offload", "group", "--attention-backend", "flash", "--compile", "--dtype", "bfloat16")  # fmt: skip
         defaults = {"quantization": "none", "offload": "none", "attention_backend": None, "compile": False}
+        defaults |= {"dtype": None}
         chosen = {"quantization": "int8", "offload": "group", "attention_backend": "flash", "compile": True}
+        chosen |= {"dtype": "bfloat16"}
         assert painter.opened == [
             {"name": "mini", "adapter": None, **defaults},
             {"name": "a/base", "adapter": "mine.safetensors", **chosen},
@@ -241,6 +243,7 @@ class TestRefusals:
             (["--seed", "-1"], ("--seed",)),
             (["--seed", str(2**64)], ("--seed",)),
             (["--num-images", "0"], ("--num-images",)),
+            (["--dtype", "int8"], ("--dtype", "bfloat16")),
             (["--colour", "red"], ("--colour",)),
         ],
         ids=lambda value: " ".join(value),
@@ -580,6 +583,35 @@ class TestWithAModel:
         file = next((broken / "transformer").glob("*.safetensors"))
         file.write_bytes(file.read_bytes()[:1000])
         refused("generate", "--prompt", "p", "--model", str(broken), words=("broken", "cannot be loaded"))
+
+
+class TestDtype:
+    """Its name on the command line => the torch.dtype that loading takes."""
+
+    def test_of_the_weights(self, model: str):
+        assert open_model(model).transformer.dtype == torch.float32
+        assert open_model(model, dtype="bfloat16").transformer.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize(
+        ("command", "opener", "opened"),
+        [
+            (("compare", "--prompt", "p", "--subject", "red.png"), "subjectgen.cli.compare.open_model", "float16"),
+            (("reason", "--prompt", "p"), "subjectgen.cli.reason.open_model", "float16"),
+            (("batch", "jobs.jsonl", "--out", "pictures"), "subjectgen.cli.batch.show_opening", torch.float16),
+            (("serve", "--port", "0"), "subjectgen.cli.serve.show_opening", torch.float16),
+            (("web",), "subjectgen.web.studio.open_studio", torch.float16),
+        ],
+    )
+    def test_reaches_what_opens_a_model(self, monkeypatch: pytest.MonkeyPatch, command, opener: str, opened: Any):
+        def opening(*given: Any, **options: Any) -> None:
+            assert opened in (options.get("dtype"), given[-1])
+            raise ValueError("as asked")
+
+        if command[0] == "web":
+            pytest.importorskip("gradio")
+        Path("jobs.jsonl").write_text('{"prompt": "p"}\n')
+        monkeypatch.setattr(opener, opening)
+        assert "as asked" in run(*command, "--dtype", "float16", code=2)
 
 
 class TestTrainAndEvaluate:

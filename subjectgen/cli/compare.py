@@ -6,7 +6,17 @@ from typing import Annotated, Any
 import typer
 
 from subjectgen.cli.generate import GuidanceScale, check_guidance, generators, parse_size, step_bar
-from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization, check_out, open_model
+from subjectgen.cli.model import (
+    Adapter,
+    AttentionBackend,
+    Compile,
+    Dtype,
+    Model,
+    Offload,
+    Quantization,
+    check_out,
+    open_model,
+)
 from subjectgen.cli.subjects import Box, Mask, Name, read_images
 
 CELL = 256  # pixels of a picture on the sheet
@@ -29,6 +39,7 @@ def compare(
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
     model: Model = "mini",
     adapter: Adapter = None,
+    dtype: Dtype = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
     attention_backend: AttentionBackend = None,
@@ -50,7 +61,7 @@ def compare(
     check_out(out, ".png")
     width, height = parse_size(size)
     references = read_images(subject, name, box, mask)
-    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile, dtype)
     subjects, seeds = pipe.encode_subjects(references), [seed + k for k in range(num_images)]
     options = {"height": height, "width": width, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     shown, rows = [Subject.of(reference).read()[0] for reference in references], []

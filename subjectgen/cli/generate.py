@@ -15,6 +15,7 @@ from subjectgen.cli.model import (
     Adapter,
     AttentionBackend,
     Compile,
+    Dtype,
     Model,
     Offload,
     Quantization,
@@ -80,6 +81,7 @@ def generate(
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
     model: Model = "mini",
     adapter: Adapter = None,
+    dtype: Dtype = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
     attention_backend: AttentionBackend = None,
@@ -93,7 +95,7 @@ def generate(
     width, height = parse_size(size)
     asked = _asked(prompt, plan, reasoning)
     subjects = read_subjects(subject or [], name, box, mask)
-    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile, dtype)
     seeds = _seeds(seed, num_images * best_of)
     with step_bar(before="planning" if reasoning or reflect else "reading") as on_step_end:
         painted = pipe(

@@ -12,6 +12,7 @@ from torch import nn
 
 import subjectgen
 from subjectgen.estimate import Estimate
+from subjectgen.estimate.weights import Weights
 from subjectgen.pipeline import SubjectPipeline
 
 logger = logging.getLogger(__name__)  # ComfyUI shows it on its console
@@ -56,17 +57,24 @@ class SubjectNetworks(nn.ModuleDict):
 class _WholePatcher(ModelPatcher):
     """All weights or none: a network of diffusers cannot compute with some of them elsewhere."""
 
+    def load(self, *given: Any, **options: Any) -> None:
+        """As ComfyUI does; but in its inference mode torch cannot move quantised weights, layer by layer."""
+        with torch.inference_mode(False):
+            super().load(*given, **options)
+
     def partially_unload(self, device_to: Any, memory_to_free: int = 0, force_patch_weights: bool = False) -> int:
         """Frees nothing, whereupon ComfyUI takes all."""
         return 0
 
 
 def _patcher(components: Mapping[str, Any]) -> ModelPatcher:
-    networks = SubjectNetworks({name: part for name, part in components.items() if isinstance(part, nn.Module)})
+    networks = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+    size = sum(Weights(part).total for part in networks.values())  # ComfyUI itself does not see that they are quantised
     return _WholePatcher(
-        networks,
+        SubjectNetworks(networks),
         load_device=model_management.get_torch_device(),
         offload_device=model_management.unet_offload_device(),
+        size=size,
     )
 
 
@@ -74,14 +82,30 @@ _opened: WeakValueDictionary[tuple[Any, ...], ManagedPipeline] = WeakValueDictio
 
 
 def open_pipeline(
-    model: str, *, adapter: str | None = None, dtype: torch.dtype | None = None, offload: str = "none"
+    model: str,
+    *,
+    adapter: str | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: str = "none",
+    offload: str = "none",
 ) -> ManagedPipeline:
     """As `subjectgen.load`, but nothing that is still open is loaded again, whichever node asks for it."""
-    asked = (model, adapter, dtype, offload)
+    _check_movable(quantization, offload)
+    options = {"adapter": adapter, "dtype": dtype, "quantization": quantization, "offload": offload}
+    asked = (model, *options.values())
     if (managed := _opened.get(asked)) is None:
         logger.info("opening %s", model)
         device = "cpu" if offload == "none" else model_management.get_torch_device()
         with torch.inference_mode(False):  # weights of this mode could not be told apart once they change
-            pipe = subjectgen.load(model, adapter=adapter, device=device, dtype=dtype, offload=offload)
+            pipe = subjectgen.load(model, device=device, **options)
         managed = _opened[asked] = ManagedPipeline(pipe, offload)
     return managed
+
+
+def _check_movable(quantization: str, offload: str) -> None:
+    """Raise ValueError for weights that ComfyUI cannot bring to the device."""
+    if quantization == "nf4" and offload == "none":
+        raise ValueError(
+            "quantization='nf4' with offload='none': ComfyUI takes weights to the device from the CPU, where "
+            "bitsandbytes cannot quantise. Choose offload 'model' or 'group', or quantization 'int8' or 'fp8'"
+        )

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 import subjectgen
+from subjectgen.embeds import SubjectEmbeds
 from subjectgen.estimate import Estimate
 from subjectgen.estimate.weights import Weights
 from subjectgen.pipeline import SubjectPipeline
@@ -22,6 +23,7 @@ class ManagedPipeline:
     """What the socket carries. Lives as long as ComfyUI keeps the output of the node that opened it.
 
     offload "none": ComfyUI moves all networks together. Otherwise they rest on the CPU and diffusers moves them.
+    Either is done out of ComfyUI's inference mode, in which torch cannot move or hash quantised weights.
     """
 
     def __init__(self, pipe: SubjectPipeline, offload: str):
@@ -41,6 +43,16 @@ class ManagedPipeline:
                 "Choose offload 'model', 'group' or 'sequential' where the model is loaded, or start without --novram."
             )
 
+    @torch.inference_mode(False)
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        """As of the pipeline."""
+        return self.pipe(*given, **options)
+
+    @torch.inference_mode(False)
+    def encode_subjects(self, images: Any) -> SubjectEmbeds:
+        """As of the pipeline."""
+        return self.pipe.encode_subjects(images)
+
 
 class SubjectNetworks(nn.ModuleDict):
     """All networks of a pipeline, as one module that ComfyUI can put its marks on: diffusers' own refuse them."""
@@ -58,7 +70,7 @@ class _WholePatcher(ModelPatcher):
     """All weights or none: a network of diffusers cannot compute with some of them elsewhere."""
 
     def load(self, *given: Any, **options: Any) -> None:
-        """As ComfyUI does; but in its inference mode torch cannot move quantised weights, layer by layer."""
+        """As ComfyUI does, layer by layer."""
         with torch.inference_mode(False):
             super().load(*given, **options)
 

@@ -89,7 +89,7 @@ class Sample(io.ComfyNode):
         options = call_options(negative, width, height, steps, guidance, stages)
         options["num_images_per_prompt"] = num_images
         pipeline.make_room(pipeline.pipe.estimate(prompt, subjects, **options))
-        painted = pipeline.pipe(
+        painted = pipeline(
             prompt,
             subjects,
             generator=generators(seed, num_images),

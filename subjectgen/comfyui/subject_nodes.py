@@ -73,7 +73,7 @@ class EncodeSubjects(io.ComfyNode):
     def execute(cls, pipeline: ManagedPipeline, subjects: dict[str, Any]) -> io.NodeOutput:
         images = references_from_sockets(subjects)
         pipeline.make_room(pipeline.pipe.estimate("image 1", images))
-        return io.NodeOutput(pipeline.pipe.encode_subjects(images))
+        return io.NodeOutput(pipeline.encode_subjects(images))
 
 
 class SaveSubjects(io.ComfyNode):

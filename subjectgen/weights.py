@@ -110,7 +110,8 @@ def verify(folder: Path | str) -> tuple[WeightsFile, ...]:
 
 def state_hash(module: nn.Module) -> str:
     """sha256 of a module's state, see `tensors_hash`. Raises ValueError for weights that have no values anywhere."""
-    state = module.state_dict() | kept_aside(module)
+    with torch.inference_mode(False):  # ComfyUI's own mode, in which torchao's weights cannot be read
+        state = module.state_dict() | kept_aside(module)
     valueless = next((name for name, tensor in sorted(state.items()) if tensor.is_meta), None)
     if valueless is not None:
         raise ValueError(

@@ -87,7 +87,7 @@ def _fits(graph: dict[str, Any], known: io.Input, value: Any) -> bool:
     if isinstance(value, list):
         source, slot = value
         outputs = schema_of(graph[source]["class_type"]).outputs if source in graph else []
-        return slot < len(outputs) and outputs[slot].type == known.type
+        return slot < len(outputs) and outputs[slot].type in known.type.split(",")
     if known.type == "COMBO":
         return value in known.options["options"]
     kinds = {"STRING": str, "INT": int, "FLOAT": float}

@@ -59,8 +59,8 @@ class Painter:
         self.error: BaseException | None = None
         self.opened: list[dict[str, Any]] = []
 
-    def open(self, *given: Any) -> "Painter":
-        self.opened.append(inspect.signature(open_model).bind(*given).arguments)
+    def open(self, *given: Any, **options: Any) -> "Painter":
+        self.opened.append(inspect.signature(open_model).bind(*given, **options).arguments)
         return self
 
     def __call__(self, prompt: str, subjects: Any, **options: Any) -> SimpleNamespace:
@@ -137,6 +137,7 @@ class TestGenerate:
         (call,) = painter.calls
         assert (call.prompt, call.subjects, call.num_images_per_prompt) == ("a red ground", None, 1)
         assert (call.height, call.width, call.num_inference_steps, call.stages) == (None, None, None, None)
+        assert (call.guidance_scale, call.negative_prompt) == (None, None)
         assert Image.open("out.png").size == (8, 8)
 
     def test_what_stands_for_which_reference(self, painter: Painter):
@@ -147,10 +148,11 @@ class TestGenerate:
     def test_every_flag(self, painter: Painter):
         run("generate", "--prompt", "p", "--subject", "red.png", "--subject", "blue.png", "--out", "a/b/c.png",
             "--seed", "5", "--steps", "3", "--stages", "free", "--num-images", "2", "--size", "64x48",
-            "--model", "mini")  # fmt: skip
+            "--guidance-scale", "2.5", "--negative-prompt", "a cat", "--model", "mini")  # fmt: skip
         (call,) = painter.calls
         assert [image.getpixel((0, 0)) for image in call.subjects] == [(255, 0, 0), (0, 0, 255)]
         assert (call.width, call.height, call.num_inference_steps, call.stages) == (64, 48, 3, "free")
+        assert (call.guidance_scale, call.negative_prompt) == (2.5, "a cat")
         assert [generator.initial_seed() for generator in call.generator] == [5, 6]
         assert all(generator.device.type == "cpu" for generator in call.generator)
         assert sorted(path.name for path in Path("a/b").iterdir()) == ["c-1.png", "c-2.png"]
@@ -159,9 +161,11 @@ class TestGenerate:
     def test_model_and_how_it_is_loaded(self, painter: Painter, arguments: tuple[str, ...]):
         run(*arguments)
         run(*arguments, "--model", "a/base", "--adapter", "mine.safetensors", "--quantization", "int8",
-            "--offload", "group", "--attention-backend", "flash", "--compile")  # fmt: skip
+            "--offload", "group", "--attention-backend", "flash", "--compile", "--dtype", "bfloat16")  # fmt: skip
         defaults = {"quantization": "none", "offload": "none", "attention_backend": None, "compile": False}
+        defaults |= {"dtype": None}
         chosen = {"quantization": "int8", "offload": "group", "attention_backend": "flash", "compile": True}
+        chosen |= {"dtype": "bfloat16"}
         assert painter.opened == [
             {"name": "mini", "adapter": None, **defaults},
             {"name": "a/base", "adapter": "mine.safetensors", **chosen},
@@ -176,6 +180,13 @@ class TestGenerate:
         assert (text["seed"], text["stages"], text["steps"], text["model"]) == ("7", "free", "25", "mini")
         assert text["model_hash"] == model_hash(painter.components)
         assert json.loads(text["subjects"]) == ["red.png"]
+
+    def test_what_guided_it_is_written_where_it_was_given(self, painter: Painter):
+        run("generate", "--prompt", "p", "--guidance-scale", "0", "--negative-prompt", "a cat")
+        text = Image.open("out.png").text
+        assert (text["guidance_scale"], text["negative_prompt"]) == ("0.0", "a cat")
+        run("generate", "--prompt", "p", "--negative-prompt", "")
+        assert not {"guidance_scale", "negative_prompt"} & Image.open("out.png").text.keys()
 
     def test_own_stages_of_the_model_are_written(self, painter: Painter, monkeypatch: pytest.MonkeyPatch):
         own = [{"until": 0.5, "semantic": 1.0, "identity": 0.0}]
@@ -226,9 +237,13 @@ class TestRefusals:
             (["--out", "red.png/a.png"], ("red.png/a.png", "is a file")),
             (["--steps", "0"], ("--steps",)),
             (["--steps", "many"], ("--steps",)),
+            (["--guidance-scale", "nan"], ("--guidance-scale nan", "finite")),
+            (["--guidance-scale", "much"], ("--guidance-scale",)),
+            (["--negative-prompt", "\udcff"], ("negative_prompt", "half a character")),
             (["--seed", "-1"], ("--seed",)),
             (["--seed", str(2**64)], ("--seed",)),
             (["--num-images", "0"], ("--num-images",)),
+            (["--dtype", "int8"], ("--dtype", "bfloat16")),
             (["--colour", "red"], ("--colour",)),
         ],
         ids=lambda value: " ".join(value),
@@ -508,6 +523,7 @@ class TestWithAModel:
 
     def test_compare_paints_what_generate_paints(self, model: str):
         common = ("--prompt", "a red ground", "--subject", "red.png", "--seed", "3", "--model", model)
+        common += ("--guidance-scale", "3")
         run("compare", *common, "--stages", "free", "--stages", "faithful", "--num-images", "2", "--out", "sheet.png")
         run("generate", *common, "--stages", "faithful", "--num-images", "2", "--out", "a.png")
         sheet, second = Image.open("sheet.png"), Image.open("a-2.png").resize((CELL, CELL), Image.Resampling.LANCZOS)
@@ -531,6 +547,7 @@ class TestWithAModel:
         refused(*common, "--stages", "mild", words=("mild", "paper", "free", "faithful"))
         refused(*common, "--out", "a.jpg", words=("a.jpg", ".png"))
         refused(*common, "--seed", str(2**64), words=("--seed",))
+        refused(*common, "--guidance-scale", "inf", words=("--guidance-scale inf", "finite"))
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -566,6 +583,35 @@ class TestWithAModel:
         file = next((broken / "transformer").glob("*.safetensors"))
         file.write_bytes(file.read_bytes()[:1000])
         refused("generate", "--prompt", "p", "--model", str(broken), words=("broken", "cannot be loaded"))
+
+
+class TestDtype:
+    """Its name on the command line => the torch.dtype that loading takes."""
+
+    def test_of_the_weights(self, model: str):
+        assert open_model(model).transformer.dtype == torch.float32
+        assert open_model(model, dtype="bfloat16").transformer.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize(
+        ("command", "opener", "opened"),
+        [
+            (("compare", "--prompt", "p", "--subject", "red.png"), "subjectgen.cli.compare.open_model", "float16"),
+            (("reason", "--prompt", "p"), "subjectgen.cli.reason.open_model", "float16"),
+            (("batch", "jobs.jsonl", "--out", "pictures"), "subjectgen.cli.batch.show_opening", torch.float16),
+            (("serve", "--port", "0"), "subjectgen.cli.serve.show_opening", torch.float16),
+            (("web",), "subjectgen.web.studio.open_studio", torch.float16),
+        ],
+    )
+    def test_reaches_what_opens_a_model(self, monkeypatch: pytest.MonkeyPatch, command, opener: str, opened: Any):
+        def opening(*given: Any, **options: Any) -> None:
+            assert opened in (options.get("dtype"), given[-1])
+            raise ValueError("as asked")
+
+        if command[0] == "web":
+            pytest.importorskip("gradio")
+        Path("jobs.jsonl").write_text('{"prompt": "p"}\n')
+        monkeypatch.setattr(opener, opening)
+        assert "as asked" in run(*command, "--dtype", "float16", code=2)
 
 
 class TestTrainAndEvaluate:

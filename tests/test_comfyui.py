@@ -22,11 +22,11 @@ from subjectgen.comfyui.extension import NODES, comfy_entrypoint
 from subjectgen.comfyui.load_node import Load
 from subjectgen.comfyui.managed import ManagedPipeline
 from subjectgen.comfyui.models import adapter_places, add_folders, model_places, subject_files
-from subjectgen.comfyui.pictures import image_from_pictures, references, references_from_sockets
+from subjectgen.comfyui.pictures import image_from_pictures, references, references_from_sockets, subjects_from_image
 from subjectgen.comfyui.sample_node import Sample
 from subjectgen.comfyui.stages_node import TWO_TAUS, Stages
 from subjectgen.comfyui.steps import PREVIEW_LATENTS, Steps, _small
-from subjectgen.comfyui.subject_nodes import EncodeSubjects, LoadSubjects, SaveSubjects
+from subjectgen.comfyui.subject_nodes import EncodeSubjects, LoadSubjects, SaveSubjects, Subject
 from subjectgen.generate.stages import STAGE_PRESETS, resolve_stages
 from subjectgen.generate.to_image import at_sigma_0
 from subjectgen.images import load_image
@@ -38,8 +38,25 @@ OWN = "the model's own"
 
 
 def image_of(picture: Image.Image) -> torch.Tensor:
-    """A picture as ComfyUI's own LoadImage gives it."""
-    return torch.from_numpy(np.array(picture).astype(np.float32) / 255)[None]
+    """A picture as ComfyUI's own LoadImage gives it; without its alpha."""
+    return torch.from_numpy(np.array(picture.convert("RGB")).astype(np.float32) / 255)[None]
+
+
+def mask_of(picture: Image.Image) -> torch.Tensor:
+    """Its MASK: 1 where it is transparent."""
+    if "A" not in picture.getbands():
+        return torch.zeros(1, 64, 64)
+    return 1 - torch.from_numpy(np.array(picture.getchannel("A")).astype(np.float32) / 255)[None]
+
+
+def cut_out() -> Image.Image:
+    """Colours lie under what is transparent, wholly or half."""
+    image = picture("red")
+    alpha = Image.new("L", image.size, 255)
+    alpha.paste(0, (0, 0, image.width // 2, image.height))
+    alpha.paste(100, (0, 0, image.width, image.height // 4))
+    image.putalpha(alpha)
+    return image
 
 
 def saved(image: torch.Tensor) -> np.ndarray:
@@ -73,6 +90,10 @@ def pipeline() -> ManagedPipeline:
         (opened,) = Load.execute("tiny", "none", OWN, "none").args
     opened.pipe.set_progress_bar_config(disable=True)
     return opened
+
+
+def moved(network: torch.nn.Module, _) -> None:
+    torch.nn.Module.to(network, "cpu")
 
 
 def painted(pipeline: ManagedPipeline, *subjects: Image.Image, **given) -> torch.Tensor:
@@ -118,6 +139,17 @@ class TestEqualToPython:
         assert expected.shape == (1, 64, 96, 3)
         assert np.array_equal(saved(painted(pipeline, *two, stages=stages, **given)), expected)
 
+    def test_several_pictures(self, pipeline: ManagedPipeline, model: Path):
+        """Each is the one of its own seed, which begins anew after the last."""
+        red, last = picture("red"), 2**64 - 1
+        three = saved(painted(pipeline, red, seed=last, num_images=3))
+        generator = [torch.Generator().manual_seed(seed) for seed in (last, 0, 1)]
+        assert np.array_equal(three, in_python(model, red, num_images_per_prompt=3, generator=generator))
+        alone = saved(painted(pipeline, red, seed=1))[0].astype(int)
+        assert three.shape == (3, 64, 64, 3) and np.abs(three[2] - alone).max() <= 1
+        _, of_three, _, of_one = pipeline.patcher.needed[-4:]  # with the encoding before each
+        assert of_three > of_one
+
     def test_all_in_one(self, model: Path):
         red, blue = picture("red"), picture("blue")
         widgets = {"model": "tiny", "adapter": "none", "dtype": OWN, "offload": "none", "prompt": PROMPT, **WIDGETS}
@@ -128,6 +160,7 @@ class TestEqualToPython:
             "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": ""}},
         }
         graph["3"]["inputs"] |= {"subjects.subject0": ["1", 0], "subjects.subject1": ["2", 0]}
+        graph["3"]["inputs"] |= {"quantization": "none", "num_images": 1}
         (image,) = run(graph, {"red": image_of(red), "blue": image_of(blue)})
         assert np.array_equal(saved(image), in_python(model, [red, blue], stages="free"))
 
@@ -137,6 +170,12 @@ class TestEqualToPython:
         assert [node["class_type"] for node in made.expand.values()] == [
             "SubjectgenLoad", "SubjectgenEncodeSubjects", "SubjectgenSample"
         ]  # fmt: skip
+
+    def test_all_in_one_hands_its_widgets_on(self):
+        widgets = {"model": "tiny", "adapter": "none", "dtype": OWN, "offload": "none", "prompt": PROMPT, **WIDGETS}
+        made = PaintAtOnce.execute({"subject0": ["1", 0]}, OWN, quantization="int8", num_images=4, **widgets)
+        load, _, sample = made.expand.values()
+        assert load["inputs"]["quantization"] == "int8" and sample["inputs"]["num_images"] == 4
 
 
 class TestImages:
@@ -167,7 +206,7 @@ class TestMemory:
     def test_opened_again_once_nobody_has_it(self, pipeline: ManagedPipeline):
         other = Load.execute("tiny", "none", "bfloat16", "none").args[0]
         assert other is not pipeline and other.pipe.transformer.dtype == torch.bfloat16
-        asked = (model_places()["tiny"], None, torch.bfloat16, "none")
+        asked = (model_places()["tiny"], None, torch.bfloat16, "none", "none")
         assert asked in managed._opened
         del other
         gc.collect()
@@ -189,6 +228,30 @@ class TestMemory:
         assert pipeline.patcher.loaded_size() == 0
         assert torch.equal(painted(pipeline, picture("red")), first)
         assert model_management.current_loaded_models == [pipeline.patcher]
+
+    def test_quantised(self, pipeline: ManagedPipeline, model: Path):
+        """It is moved, counted with its true size, and paints what Python paints."""
+        pytest.importorskip("torchao")
+        with torch.inference_mode():
+            (quantised,) = Load.execute("tiny", "none", OWN, "none", "int8").args
+        quantised.pipe.set_progress_bar_config(disable=True)
+        image = painted(quantised, picture("red"))
+        assert quantised.patcher.loaded_size() == quantised.patcher.model_size() < pipeline.patcher.model_size()
+        assert not any(weight.is_inference() for weight in quantised.patcher.model.parameters())
+        model_management.unload_all_models()
+        for network in (quantised.pipe.mllm, quantised.pipe.transformer):  # as diffusers offloads
+            network.register_forward_pre_hook(moved)
+        assert torch.equal(painted(quantised, picture("red")), image)
+        same = subjectgen.load(model, quantization="int8")
+        same.set_progress_bar_config(disable=True)
+        (expected,) = same(
+            PROMPT, picture("red"), num_inference_steps=3, generator=torch.Generator().manual_seed(5)
+        ).images
+        assert np.array_equal(saved(image)[0], np.asarray(expected))
+
+    def test_four_bits_are_not_moved_by_comfyui(self):
+        with pytest.raises(ValueError, match=r"offload 'model' or 'group'.*'int8'"):
+            Load.execute("tiny", "none", OWN, "none", "nf4")
 
     def test_asks_for_what_the_call_computes(self, pipeline: ManagedPipeline):
         painted(pipeline, width=96, height=96)
@@ -261,6 +324,59 @@ class TestSteps:
         assert Steps(previews=False)(pipeline.pipe, 0, None, tensors) is tensors
 
 
+class TestCutOut:
+    """What of an image is the subject."""
+
+    def test_transparency_as_of_the_file(self, pipeline: ManagedPipeline, model: Path):
+        """Not a hue of what lies under it."""
+        cut = cut_out()
+        with torch.inference_mode():
+            (subject,) = Subject.execute(image_of(cut), transparency=mask_of(cut)).args
+            (embeds,) = EncodeSubjects.execute(pipeline, {"subject0": subject}).args
+        image = painted(pipeline, subjects=embeds, prompt=PROMPT)
+        assert np.array_equal(saved(image), in_python(model, cut))
+        assert not torch.equal(image, painted(pipeline, cut))
+
+    def test_a_file_without_alpha(self):
+        """Of which LoadImage's MASK has a size of its own."""
+        red = picture("red")
+        (subject,) = subjects_from_image(image_of(red), transparency=mask_of(red))
+        assert np.array_equal(subject.read()[0], red) and subject.mask is None
+
+    def test_mask_and_name(self, pipeline: ManagedPipeline, model: Path):
+        red, white = picture("red"), Image.new("L", picture("red").size)
+        white.paste(255, (0, 0, white.width // 2, white.height))
+        mask = torch.from_numpy(np.array(white) / 255)[None]
+        with torch.inference_mode():
+            (subject,) = Subject.execute(image_of(red), mask=mask, name=" red thing ").args
+            (embeds,) = EncodeSubjects.execute(pipeline, {"subject0": subject, "subject1": image_of(red)}).args
+        assert embeds.names == ("red thing", None)
+        same = [subjectgen.Subject(red, name="red thing", mask=white), red]
+        image = painted(pipeline, subjects=embeds, prompt="the red thing on teal")
+        assert np.array_equal(saved(image), in_python(model, same, prompt="the red thing on teal"))
+
+    def test_of_a_batch(self):
+        images, masks = torch.rand(2, 4, 6, 3), torch.zeros(2, 4, 6)
+        masks[0, 0], masks[1, :, 0] = 1, 1
+        first, second = references_from_sockets({"subject0": subjects_from_image(images, masks)})
+        assert torch.equal(first.mask, masks[0] > 0) and torch.equal(second.mask, masks[1] > 0)
+        both = subjects_from_image(images, masks[0])  # as some nodes give one
+        assert all(torch.equal(each.mask, masks[0] > 0) for each in both)
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"mask": torch.zeros(1, 64, 64)}, "mask is 0 everywhere.*LoadImage.*unplug"),
+            ({"mask": torch.ones(1, 6, 4)}, "mask: 1 of 4x6 pixels for 2 picture.* of 6x4.*Resize"),
+            ({"transparency": torch.ones(3, 4, 6)}, "transparency: 3 of 6x4 pixels for 2 picture"),
+            ({"name": "cup"}, "name='cup' for a batch of 2 pictures.*single"),
+        ],
+    )
+    def test_refused(self, given: dict, words: str):
+        with pytest.raises(ValueError, match=words):
+            subjects_from_image(torch.rand(2, 4, 6, 3), **given)
+
+
 class TestSubjects:
     def test_saved_and_loaded(self, pipeline: ManagedPipeline, models: Path):
         with torch.inference_mode():
@@ -269,7 +385,8 @@ class TestSubjects:
             again = SaveSubjects.execute(embeds, "mine/red").ui["subjects"][0]
         assert [file, again] == ["mine/red_00001_.safetensors", "mine/red_00002_.safetensors"] == subject_files()
         assert (models / "subjectgen" / "subjects" / file).is_file()
-        (loaded,) = LoadSubjects.execute(file).args
+        with torch.inference_mode():
+            (loaded,) = LoadSubjects.execute(file).args
         assert torch.equal(painted(pipeline, subjects=loaded, prompt=PROMPT), painted(pipeline, picture("red")))
 
     def test_read_again_when_it_changed(self, pipeline: ManagedPipeline, models: Path):
@@ -334,5 +451,5 @@ def test_what_comfyui_asks_for():
     assert {"subjectgen", "subjectgen_subjects"} <= folder_paths.folders.keys()  # before any schema is asked for
     assert asyncio.run(extension.get_node_list()) == NODES
     schemas = [node.define_schema() for node in NODES]
-    assert len({schema.node_id for schema in schemas}) == 7
+    assert len({schema.node_id for schema in schemas}) == 8
     assert all(schema.category == "subjectgen" and schema.description and schema.display_name for schema in schemas)

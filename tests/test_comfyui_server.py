@@ -201,6 +201,33 @@ def test_models_in_its_folders(server: Server, mini: subjectgen.SubjectPipeline,
     assert np.array_equal(picture, same_call(mini, graph))
 
 
+@pytest.mark.slow
+def test_a_cut_out(server: Server, mini: subjectgen.SubjectPipeline):
+    """Its alpha arrives, which LoadImage parts from its colours, and so does its name; both pictures of the batch."""
+    alpha = Image.new("L", (64, 64), 255)
+    alpha.paste(0, (0, 0, 64, 20))
+    cut = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+    cut.putalpha(alpha)
+    cut.save(file := server.base / "input" / "cut.png")
+    graph = seeded(workflow("one_subject"), 8, steps=4, prompt="the moon on teal", num_images=2)
+    graph["2"]["inputs"]["image"] = "cut.png"
+    said = {"image": ["2", 0], "transparency": ["2", 1], "name": "moon"}
+    graph["6"] = {"class_type": "SubjectgenSubject", "inputs": said}
+    graph["3"]["inputs"]["subjects.subject0"] = ["6", 0]
+    graph["5"] = {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}}
+    graph["7"] = {"class_type": "ImageFromBatch", "inputs": {"image": ["4", 0], "batch_index": 1, "length": 1}}
+    picture, _ = run(server, graph)
+    generator = [torch.Generator().manual_seed(seed) for seed in (8, 9)]
+    _, same = mini(
+        "the moon on teal",
+        subjectgen.Subject(file, name="moon"),
+        num_inference_steps=4,
+        num_images_per_prompt=2,
+        generator=generator,
+    ).images
+    assert np.array_equal(picture, np.asarray(same))
+
+
 def test_eight_subjects_reach_the_node(server: Server):
     """More than mini takes, which says so."""
     graph = workflow("one_subject")

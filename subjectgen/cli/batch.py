@@ -9,7 +9,7 @@ import typer
 
 from subjectgen.cli.engine import show_opening
 from subjectgen.cli.errors import say
-from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization
+from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Dtype, Model, Offload, Quantization, dtype_of
 from subjectgen.extras import require
 from subjectgen.files import check_folder
 
@@ -30,6 +30,7 @@ def batch(
     max_batch: Annotated[int, typer.Option(min=1, help="Pictures painted together, if size and settings agree.")] = 8,
     model: Model = "mini",
     adapter: Adapter = None,
+    dtype: Dtype = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
     attention_backend: AttentionBackend = None,
@@ -49,6 +50,7 @@ def batch(
         say(str(each), "red")
     options = {
         "adapter": adapter,
+        "dtype": dtype_of(dtype),
         "quantization": quantization,
         "offload": offload,
         "attention_backend": attention_backend,

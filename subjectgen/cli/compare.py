@@ -5,8 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from subjectgen.cli.generate import generators, parse_size, step_bar
-from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization, check_out, open_model
+from subjectgen.cli.generate import GuidanceScale, check_guidance, generators, parse_size, step_bar
+from subjectgen.cli.model import (
+    Adapter,
+    AttentionBackend,
+    Compile,
+    Dtype,
+    Model,
+    Offload,
+    Quantization,
+    check_out,
+    open_model,
+)
 from subjectgen.cli.subjects import Box, Mask, Name, read_images
 
 CELL = 256  # pixels of a picture on the sheet
@@ -25,9 +35,11 @@ def compare(
         int, typer.Option(min=0, max=2**63 - 1, help="Of the first picture of a row; the next has the next.")
     ] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")] = None,
+    guidance_scale: GuidanceScale = None,
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
     model: Model = "mini",
     adapter: Adapter = None,
+    dtype: Dtype = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
     attention_backend: AttentionBackend = None,
@@ -45,12 +57,13 @@ def compare(
         resolve_stages(preset)
     for text in prompt:
         prompts_of(text)
+    check_guidance(guidance_scale)
     check_out(out, ".png")
     width, height = parse_size(size)
     references = read_images(subject, name, box, mask)
-    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile, dtype)
     subjects, seeds = pipe.encode_subjects(references), [seed + k for k in range(num_images)]
-    options = {"height": height, "width": width, "num_inference_steps": steps}
+    options = {"height": height, "width": width, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     shown, rows = [Subject.of(reference).read()[0] for reference in references], []
     for text in prompt:
         columns = [_painted(pipe, text, subjects, seeds, stages=preset, **options) for preset in presets]

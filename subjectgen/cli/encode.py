@@ -9,6 +9,7 @@ from subjectgen.cli.model import (
     Adapter,
     AttentionBackend,
     Compile,
+    Dtype,
     Model,
     Offload,
     Quantization,
@@ -26,6 +27,7 @@ def encode(
     out: Annotated[Path, typer.Option(help="The .safetensors to write.")] = Path("subject.safetensors"),
     model: Model = "mini",
     adapter: Adapter = None,
+    dtype: Dtype = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
     attention_backend: AttentionBackend = None,
@@ -34,6 +36,6 @@ def encode(
     """Encode subjects for this model; give the file to `generate --subject`."""
     check_out(out, EMBEDS_SUFFIX)
     images = read_images(subject, name, box, mask)
-    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile, dtype)
     pipe.encode_subjects(images).save(out)
     typer.echo(str(out))

@@ -1,6 +1,7 @@
 """subjectgen generate: pictures of your subjects, as PNGs that remember how they were made."""
 
 import json
+import math
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from subjectgen.cli.model import (
     Adapter,
     AttentionBackend,
     Compile,
+    Dtype,
     Model,
     Offload,
     Quantization,
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from subjectgen.reasoning.plan import Plan
 
 JudgeName = Literal["mllm", "tower"]
+
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(help="1 is none; above, closer to the prompt for twice the passes. The model's own if left out."),
+]
 
 
 def generate(
@@ -52,6 +59,10 @@ def generate(
     stages: Annotated[
         str | None, typer.Option(help="paper, free or faithful: how meaning hands over to identity.")
     ] = None,
+    guidance_scale: GuidanceScale = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the picture shall not show. Acts where guidance is not 1.")
+    ] = None,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="Plan the picture first, and show the plan.")] = False,
     plan: Annotated[
         Path | None, typer.Option(help="Paint this plan of `subjectgen reason` in place of --prompt.")
@@ -70,6 +81,7 @@ def generate(
     size: Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")] = None,
     model: Model = "mini",
     adapter: Adapter = None,
+    dtype: Dtype = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
     attention_backend: AttentionBackend = None,
@@ -78,11 +90,12 @@ def generate(
     """Paint your subject in the scene you describe."""
     _check_judge(judge, best_of)
     _check_stages(stages)
+    check_guidance(guidance_scale, negative_prompt)
     files = numbered(check_out(out, ".png"), num_images)
     width, height = parse_size(size)
     asked = _asked(prompt, plan, reasoning)
     subjects = read_subjects(subject or [], name, box, mask)
-    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile)
+    pipe = open_model(model, adapter, quantization, offload, attention_backend, compile, dtype)
     seeds = _seeds(seed, num_images * best_of)
     with step_bar(before="planning" if reasoning or reflect else "reading") as on_step_end:
         painted = pipe(
@@ -91,6 +104,8 @@ def generate(
             height=height,
             width=width,
             num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
             stages=stages,
             reasoning=reasoning,
             best_of=best_of,
@@ -101,7 +116,8 @@ def generate(
             callback_on_step_end=on_step_end,
         )
     recipe = _recipe(pipe, subject or [], steps, stages, model) | _words(asked, painted.plans)
-    recipe |= _cut_out(name, box, mask) | _choice(pipe, best_of, judge) | ({"reflect": str(reflect)} if reflect else {})
+    recipe |= _guided(guidance_scale, negative_prompt) | _cut_out(name, box, mask)
+    recipe |= _choice(pipe, best_of, judge) | ({"reflect": str(reflect)} if reflect else {})
     _tell_meaning(painted, of_plan=plan is not None)
     _save(painted, files, seeds, recipe)
 
@@ -125,6 +141,17 @@ def _check_stages(stages: str | None) -> None:
 
     if stages is not None:
         resolve_stages(stages)
+
+
+def check_guidance(scale: float | None, negative_prompt: str | None = None) -> None:
+    """Raise ValueError for what cannot guide a picture."""
+    from subjectgen.request import negative_prompts_of
+
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(
+            f"--guidance-scale {scale}: expected a finite number, 1 for none. Leave it out for the model's own."
+        )
+    negative_prompts_of(negative_prompt, 1)
 
 
 def _check_judge(judge: JudgeName | None, best_of: int) -> None:
@@ -215,6 +242,12 @@ def _thoughts(painted: "SubjectPipelineOutput", index: int, seeds: list[int]) ->
 def _words(asked: "str | Plan", plans: "list[Plan] | None") -> dict[str, str]:
     """What was asked for, and the plan that was painted."""
     return {"prompt": str(asked)} if plans is None else {"prompt": plans[0].asked, "plan": plans[0].to_json()}
+
+
+def _guided(scale: float | None, negative_prompt: str | None) -> dict[str, str]:
+    """What was asked of guidance, by the names that the engine writes."""
+    given = {"guidance_scale": scale, "negative_prompt": negative_prompt}
+    return {name: str(value) for name, value in given.items() if value not in (None, "")}
 
 
 def _cut_out(names: list[str] | None, boxes: list[str] | None, masks: list[str] | None) -> dict[str, str]:

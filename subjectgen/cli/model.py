@@ -1,7 +1,7 @@
 """What a command works with and writes: the model it opens, the file that it may write."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option(help="A bundled model's name, a folder, or a Hub repo id.")]
 Adapter = Annotated[
     str | None, typer.Option(help="What was trained on top of a model that needs it: a file, a folder, a Hub repo id.")
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the weights. A bundled model's own if left out, float32 of a folder or a Hub repo."),
 ]
 Quantization = Annotated[
     str, typer.Option(help="none, int8, fp8 or nf4: keep large layers in 8 or 4 bits, for less memory.")
@@ -34,6 +38,7 @@ def open_model(
     offload: str = "none",
     attention_backend: str | None = None,
     compile: bool = False,
+    dtype: str | None = None,
 ) -> "SubjectPipeline":
     """A bundled model's name, a folder or a Hub repo id => the pipeline on this machine's best device.
 
@@ -51,7 +56,17 @@ def open_model(
             offload=offload,
             attention_backend=attention_backend,
             compile=compile,
+            dtype=dtype_of(dtype),
         )
+
+
+def dtype_of(name: str | None) -> Any:
+    """The torch.dtype of this name; None leaves the choice to the model."""
+    if name is None:
+        return None
+    import torch
+
+    return getattr(torch, name)
 
 
 def check_out(out: Path, suffix: str) -> Path:

@@ -8,6 +8,7 @@ import typer
 from subjectgen.cli.errors import screen
 from subjectgen.cli.model import (
     Adapter,
+    Dtype,
     Model,
     Offload,
     Quantization,
@@ -32,6 +33,7 @@ def reason(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a plan may have.")] = 768,
     model: Model = "mini",
     adapter: Adapter = None,
+    dtype: Dtype = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
 ) -> None:
@@ -43,7 +45,7 @@ def reason(
     if out is not None:
         check_out(out, ".json")
     subjects = read_subjects(subject or [], name, box, mask)
-    pipe = open_model(model, adapter, quantization, offload)
+    pipe = open_model(model, adapter, quantization, offload, dtype=dtype)
     with screen.status("reasoning") as status:
 
         def on_token(_pipe: Any, text: str) -> None:

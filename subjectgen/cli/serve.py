@@ -7,7 +7,7 @@ import typer
 
 from subjectgen.cli.engine import show_opening
 from subjectgen.cli.errors import screen
-from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization
+from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Dtype, Model, Offload, Quantization, dtype_of
 from subjectgen.extras import require
 
 CONNECTIONS = 512
@@ -32,6 +32,7 @@ def serve(
     ] = None,
     model: Model = "mini",
     adapter: Adapter = None,
+    dtype: Dtype = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
     attention_backend: AttentionBackend = None,
@@ -54,6 +55,7 @@ def serve(
     line = {"max_batch": max_batch, "max_waiting": max_waiting}
     options = {
         "adapter": adapter,
+        "dtype": dtype_of(dtype),
         "quantization": quantization,
         "offload": offload,
         "attention_backend": attention_backend,

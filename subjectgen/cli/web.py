@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from subjectgen.cli.errors import screen
-from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization
+from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Dtype, Model, Offload, Quantization, dtype_of
 from subjectgen.extras import require
 
 
@@ -19,6 +19,7 @@ def web(
     ] = None,
     model: Model = "mini",
     adapter: Adapter = None,
+    dtype: Dtype = None,
     quantization: Quantization = "none",
     offload: Offload = "none",
     attention_backend: AttentionBackend = None,
@@ -40,6 +41,7 @@ def web(
             model,
             all_devices(),
             adapter=adapter,
+            dtype=dtype_of(dtype),
             quantization=quantization,
             offload=offload,
             attention_backend=attention_backend,

@@ -5,13 +5,13 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
-from subjectgen.comfyui.load_node import CATEGORY, model_inputs
-from subjectgen.comfyui.sample_node import painting_inputs
+from subjectgen.comfyui.load_node import CATEGORY, model_inputs, quantization_input
+from subjectgen.comfyui.sample_node import num_images_input, painting_inputs
 from subjectgen.comfyui.subject_nodes import subject_inputs
 from subjectgen.generate.stages import STAGE_PRESETS
 
 OWN_STAGES = "the model's own"
-MODEL = ("model", "adapter", "dtype", "offload")
+MODEL = ("model", "adapter", "dtype", "offload", "quantization")
 
 
 class PaintAtOnce(io.ComfyNode):
@@ -29,6 +29,8 @@ class PaintAtOnce(io.ComfyNode):
                 *painting_inputs(),
                 io.Combo.Input("stages", options=[OWN_STAGES, *STAGE_PRESETS], default=OWN_STAGES),
                 subject_inputs(raw_link=True),  # links, not images: the single nodes are plugged in where this one is
+                quantization_input(),
+                num_images_input(),
             ],
             outputs=[io.Image.Output(display_name="image")],
             enable_expand=True,
@@ -37,7 +39,8 @@ class PaintAtOnce(io.ComfyNode):
     @classmethod
     def execute(cls, subjects: dict[str, Any], stages: str, **widgets: Any) -> io.NodeOutput:
         graph = GraphBuilder()
-        pipeline = graph.node("SubjectgenLoad", **{name: widgets.pop(name) for name in MODEL}).out(0)
+        model = {name: widgets.pop(name) for name in MODEL if name in widgets}
+        pipeline = graph.node("SubjectgenLoad", **model).out(0)
         sockets = {f"subjects.{name}": link for name, link in subjects.items() if link is not None}
         encoded = graph.node("SubjectgenEncodeSubjects", pipeline=pipeline, **sockets).out(0)
         painted = graph.node("SubjectgenSample", pipeline=pipeline, subjects=encoded, **widgets)

@@ -7,9 +7,18 @@ from subjectgen.comfyui.load_node import Load
 from subjectgen.comfyui.models import add_folders
 from subjectgen.comfyui.sample_node import Sample
 from subjectgen.comfyui.stages_node import Stages
-from subjectgen.comfyui.subject_nodes import EncodeSubjects, LoadSubjects, SaveSubjects
+from subjectgen.comfyui.subject_nodes import EncodeSubjects, LoadSubjects, SaveSubjects, Subject
 
-NODES: list[type[io.ComfyNode]] = [Load, EncodeSubjects, SaveSubjects, LoadSubjects, Stages, Sample, PaintAtOnce]
+NODES: list[type[io.ComfyNode]] = [
+    Load,
+    Subject,
+    EncodeSubjects,
+    SaveSubjects,
+    LoadSubjects,
+    Stages,
+    Sample,
+    PaintAtOnce,
+]
 
 
 class SubjectgenExtension(ComfyExtension):

@@ -11,7 +11,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 import subjectgen
+from subjectgen.embeds import SubjectEmbeds
 from subjectgen.estimate import Estimate
+from subjectgen.estimate.weights import Weights
 from subjectgen.pipeline import SubjectPipeline
 
 logger = logging.getLogger(__name__)  # ComfyUI shows it on its console
@@ -21,6 +23,7 @@ class ManagedPipeline:
     """What the socket carries. Lives as long as ComfyUI keeps the output of the node that opened it.
 
     offload "none": ComfyUI moves all networks together. Otherwise they rest on the CPU and diffusers moves them.
+    Either is done out of ComfyUI's inference mode, in which torch cannot move or hash quantised weights.
     """
 
     def __init__(self, pipe: SubjectPipeline, offload: str):
@@ -40,6 +43,16 @@ class ManagedPipeline:
                 "Choose offload 'model', 'group' or 'sequential' where the model is loaded, or start without --novram."
             )
 
+    @torch.inference_mode(False)
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        """As of the pipeline."""
+        return self.pipe(*given, **options)
+
+    @torch.inference_mode(False)
+    def encode_subjects(self, images: Any) -> SubjectEmbeds:
+        """As of the pipeline."""
+        return self.pipe.encode_subjects(images)
+
 
 class SubjectNetworks(nn.ModuleDict):
     """All networks of a pipeline, as one module that ComfyUI can put its marks on: diffusers' own refuse them."""
@@ -56,17 +69,24 @@ class SubjectNetworks(nn.ModuleDict):
 class _WholePatcher(ModelPatcher):
     """All weights or none: a network of diffusers cannot compute with some of them elsewhere."""
 
+    def load(self, *given: Any, **options: Any) -> None:
+        """As ComfyUI does, layer by layer."""
+        with torch.inference_mode(False):
+            super().load(*given, **options)
+
     def partially_unload(self, device_to: Any, memory_to_free: int = 0, force_patch_weights: bool = False) -> int:
         """Frees nothing, whereupon ComfyUI takes all."""
         return 0
 
 
 def _patcher(components: Mapping[str, Any]) -> ModelPatcher:
-    networks = SubjectNetworks({name: part for name, part in components.items() if isinstance(part, nn.Module)})
+    networks = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+    size = sum(Weights(part).total for part in networks.values())  # ComfyUI itself does not see that they are quantised
     return _WholePatcher(
-        networks,
+        SubjectNetworks(networks),
         load_device=model_management.get_torch_device(),
         offload_device=model_management.unet_offload_device(),
+        size=size,
     )
 
 
@@ -74,14 +94,30 @@ _opened: WeakValueDictionary[tuple[Any, ...], ManagedPipeline] = WeakValueDictio
 
 
 def open_pipeline(
-    model: str, *, adapter: str | None = None, dtype: torch.dtype | None = None, offload: str = "none"
+    model: str,
+    *,
+    adapter: str | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: str = "none",
+    offload: str = "none",
 ) -> ManagedPipeline:
     """As `subjectgen.load`, but nothing that is still open is loaded again, whichever node asks for it."""
-    asked = (model, adapter, dtype, offload)
+    _check_movable(quantization, offload)
+    options = {"adapter": adapter, "dtype": dtype, "quantization": quantization, "offload": offload}
+    asked = (model, *options.values())
     if (managed := _opened.get(asked)) is None:
         logger.info("opening %s", model)
         device = "cpu" if offload == "none" else model_management.get_torch_device()
         with torch.inference_mode(False):  # weights of this mode could not be told apart once they change
-            pipe = subjectgen.load(model, adapter=adapter, device=device, dtype=dtype, offload=offload)
+            pipe = subjectgen.load(model, device=device, **options)
         managed = _opened[asked] = ManagedPipeline(pipe, offload)
     return managed
+
+
+def _check_movable(quantization: str, offload: str) -> None:
+    """Raise ValueError for weights that ComfyUI cannot bring to the device."""
+    if quantization == "nf4" and offload == "none":
+        raise ValueError(
+            "quantization='nf4' with offload='none': ComfyUI takes weights to the device from the CPU, where "
+            "bitsandbytes cannot quantise. Choose offload 'model' or 'group', or quantization 'int8' or 'fp8'"
+        )

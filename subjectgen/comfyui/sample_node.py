@@ -14,6 +14,8 @@ from subjectgen.comfyui.steps import Steps
 from subjectgen.embeds import SubjectEmbeds
 
 OWN = "0: the model's own."
+SEEDS = 2**64
+NUM_IMAGES = "Pictures of this prompt, as a batch; the k-th is the one of seed + k - 1."
 
 
 def painting_inputs() -> list[io.Input]:
@@ -25,8 +27,18 @@ def painting_inputs() -> list[io.Input]:
         io.Int.Input("height", default=0, min=0, max=8192, step=16, tooltip=f"In pixels. {OWN}"),
         io.Int.Input("steps", default=0, min=0, max=1000, tooltip=f"Solver steps. {OWN}"),
         io.Float.Input("guidance", default=0.0, min=0.0, max=30.0, step=0.1, tooltip=f"1: none. {OWN}"),
-        io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True),
+        io.Int.Input("seed", default=0, min=0, max=SEEDS - 1, control_after_generate=True),
     ]
+
+
+def num_images_input() -> io.Input:
+    """Apart and optional, as workflows from before it have neither its value nor a place for it."""
+    return io.Int.Input("num_images", default=1, min=1, max=64, optional=True, tooltip=NUM_IMAGES)
+
+
+def generators(seed: int, count: int) -> list[torch.Generator]:
+    """One for each picture, so that it can be painted alone."""
+    return [torch.Generator().manual_seed((seed + k) % SEEDS) for k in range(count)]
 
 
 def call_options(negative: str, width: int, height: int, steps: int, guidance: float, stages: Any) -> dict[str, Any]:
@@ -54,6 +66,7 @@ class Sample(io.ComfyNode):
                 *painting_inputs(),
                 SubjectsSocket.Input("subjects", optional=True),
                 Stages.Input("stages", optional=True, tooltip="The model's own if nothing is plugged in."),
+                num_images_input(),
             ],
             outputs=[io.Image.Output(display_name="image")],
         )
@@ -71,13 +84,15 @@ class Sample(io.ComfyNode):
         seed: int,
         subjects: SubjectEmbeds | None = None,
         stages: Any = None,
+        num_images: int = 1,
     ) -> io.NodeOutput:
         options = call_options(negative, width, height, steps, guidance, stages)
+        options["num_images_per_prompt"] = num_images
         pipeline.make_room(pipeline.pipe.estimate(prompt, subjects, **options))
-        painted = pipeline.pipe(
+        painted = pipeline(
             prompt,
             subjects,
-            generator=torch.Generator().manual_seed(seed),
+            generator=generators(seed, num_images),
             callback_on_step_end=Steps(previews=pipeline.offload != "model"),  # which moves networks whole
             **options,
         )

@@ -43,6 +43,9 @@ def Custom(io_type: str) -> type[Type]:
 class Image(Custom("IMAGE")): ...
 
 
+class Mask(Custom("MASK")): ...
+
+
 class String(Custom("STRING")): ...
 
 
@@ -53,6 +56,13 @@ class Float(Custom("FLOAT")): ...
 
 
 class Combo(Custom("COMBO")): ...
+
+
+class MultiType:
+    class Input(Input):
+        def __init__(self, id: str, types: Sequence[type[Type]], **given: Any):
+            super().__init__(id, **given)
+            self.type = ",".join(each.Input.type for each in types)
 
 
 class Autogrow:

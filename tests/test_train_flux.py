@@ -27,7 +27,7 @@ from subjectgen.data.triples import open_rows
 from subjectgen.generate.sample import _shift
 from subjectgen.train import precompute
 from subjectgen.train.checkpoint import NAME
-from subjectgen.train.conditions import INDEX, Conditions, Order, file_of, read
+from subjectgen.train.conditions import INDEX, Conditions, Epochs, file_of, read
 from subjectgen.train.dropout import kept
 from subjectgen.train.flux import ADAMW, train
 from subjectgen.train.flux_phase import DROPOUTS, STAGES, FluxPhase, shown_rows, without_text
@@ -307,23 +307,23 @@ class TestPrecompute:
             read(path)
 
 
-class TestOrder:
+class TestEpochs:
     COUNTS = {row: 1 + row % 3 % 2 for row in range(40)}  # noqa: RUF012
 
     def test_an_epoch_has_every_row(self):
-        order = Order(self.COUNTS, range(40), batch_size=4, seed=0)
+        epochs = Epochs(self.COUNTS, range(40), batch_size=4, seed=0)
         for epoch in (0, 1):
-            numbers = range(epoch * order.batches_per_epoch, (epoch + 1) * order.batches_per_epoch)
-            batches = [order.batch(number) for number in numbers]
+            numbers = range(epoch * epochs.batches_per_epoch, (epoch + 1) * epochs.batches_per_epoch)
+            batches = [epochs.batch(number) for number in numbers]
             assert all(len(batch) == 4 and len({self.COUNTS[row] for row in batch}) == 1 for batch in batches)
             seen = Counter(row for batch in batches for row in batch)
             assert set(seen) == set(range(40)) and sum(seen.values()) < 40 + 2 * 4
 
     def test_it_depends_on_the_number_only(self):
-        first, second = (Order(self.COUNTS, range(40), batch_size=4, seed=0) for _ in range(2))
+        first, second = (Epochs(self.COUNTS, range(40), batch_size=4, seed=0) for _ in range(2))
         forward = [first.batch(number) for number in range(30)]
         assert [second.batch(number) for number in reversed(range(30))] == forward[::-1]
-        assert forward[:10] != [Order(self.COUNTS, range(40), batch_size=4, seed=1).batch(n) for n in range(10)]
+        assert forward[:10] != [Epochs(self.COUNTS, range(40), batch_size=4, seed=1).batch(n) for n in range(10)]
 
     def test_rows_held_out(self, conditions):
         rows, held_out = conditions.split(8)

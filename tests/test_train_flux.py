@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -270,8 +271,22 @@ class TestPrecompute:
 
     def test_a_disk_that_is_too_small(self, few, tmp_path, monkeypatch):
         monkeypatch.setattr(precompute.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
-        with pytest.raises(OSError, match=r"4 rows like .* need .* GB more"):
+        with pytest.raises(OSError, match=r"3 more rows like .* need .* GB more"):
             self.go(few, tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("before", "free", "fits"), [(10, 270, True), (10, 269, False), (200, 0, True), (0, 299, False)]
+    )
+    def test_room_for_what_is_left(self, tmp_path, monkeypatch, before, free, fits):
+        """Three rows of 100 bytes beside files of another size, which they replace; others stay."""
+        monkeypatch.setattr(precompute.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, free))
+        first, *left = (file_of(tmp_path, row) for row in range(4))
+        first.write_bytes(bytes(100))
+        for path in left if before else ():
+            path.write_bytes(bytes(before))
+        file_of(tmp_path, 9).write_bytes(bytes(1000))
+        with nullcontext() if fits else pytest.raises(OSError, match=r"3 more rows like"):
+            assert precompute.check_room(first, left)
 
     def test_views_and_what_was_left_out(self, tmp_path, capsys):
         """UNO's labels: the index knows which raw row each view is of, and it is told what was not good enough."""

@@ -552,11 +552,13 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         assert called["phase"] == "precompute" and called["out"] == tmp_path and called["data"] == "triples"
         assert called["size"] == 768 and called["skip_bad_rows"]
-        words = "train flux-internvl3 --phase stage2 --batch-size 2 --accumulate 4 --rate 2e-4 --steps 9 --resume"
+        words = (
+            "train flux-internvl3 --phase stage2 --batch-size 2 --accumulate 4 --rate 2e-4 --steps 9 --resume --seed 7"
+        )
         result = CliRunner().invoke(app, words.split())
         assert result.exit_code == 0, result.output
-        assert [called[name] for name in ("phase", "batch_size", "accumulate", "rate", "steps", "resume")] == [
-            "stage2", 2, 4, 2e-4, 9, True,
+        assert [called[name] for name in ("phase", "batch_size", "accumulate", "rate", "steps", "resume", "seed")] == [
+            "stage2", 2, 4, 2e-4, 9, True, 7,
         ]  # fmt: skip
 
     @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
@@ -22,10 +23,13 @@ SIZE = (384, 384)  # of the pictures, mini's are small
 
 
 def ask(url: str, body: Any = None) -> bytes:
-    """The answer to a GET, or to a POST of JSON."""
+    """The answer to a GET, or to a POST of JSON; ends the program with what a refusal says."""
     data = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(url, data, {"Content-Type": "application/json"})) as answer:
-        return answer.read()
+    try:
+        with urlopen(Request(url, data, {"Content-Type": "application/json"})) as answer:
+            return answer.read()
+    except HTTPError as refusal:
+        raise SystemExit(f"ComfyUI refused {url}: {refusal}. {refusal.read().decode(errors='replace')}") from refusal
 
 
 def run(server: str, graph: dict[str, Any]) -> Image.Image:

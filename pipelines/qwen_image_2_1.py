@@ -41,7 +41,7 @@ SETTINGS = {
     "image_size": 1024,
     "num_inference_steps": 40,
     "guidance_scale": 1.0,  # true CFG when raised; its authors recommend none
-    "license": "other",
+    "license": "qwen-research",
 }
 
 

@@ -1,6 +1,8 @@
 """To and from the Hub: files that are all there or a clear error, and what makes a repository that others can load."""
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,9 +43,11 @@ SubjectAdapter.load("path or repo id").apply(pipe)  # a SubjectPipeline of the s
 The code is the Python package `subjectgen`."""
 PIPELINE_TAG = "text-to-image"
 TAGS = ["subjectgen", "subject-driven-generation", "image-to-image"]
-ALWAYS_KEPT = "README.md"  # a card on the Hub may have been written by hand
+CARD = "README.md"  # it may have been written by hand, here or on the Hub
+WRITTEN_HERE = re.compile(r"\n<!-- Written by subjectgen, sha256 of the above: (\w{64}) -->\n$")
 OWN_LICENCES = {  # the Hub has no identifier for them; name -> its text
-    "flux-1-dev-non-commercial-license": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"
+    "flux-1-dev-non-commercial-license": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    "qwen-research": "https://huggingface.co/Qwen/Qwen-Image-2.1/blob/main/LICENSE",
 }
 
 
@@ -100,11 +104,17 @@ def read_index(name: str, expected: str, **options: Any) -> dict[str, Any]:
 
 
 def write_repository_files(pipeline: "SubjectPipeline", folder: Path) -> None:
-    """Write `pipeline.py` and the model card into a folder that `save_pretrained` has filled."""
+    """Write `pipeline.py` and the model card into a folder that `save_pretrained` has filled.
+
+    A card that is there stays, unless it is as this library wrote it.
+    """
     (folder / "pipeline.py").write_text(PIPELINE_FILE)
-    model_card(pipeline).save(folder / "README.md")
-    for config in (folder / "model_index.json", *folder.glob("*/config.json")):
-        _forget_origin(config)
+    if not (folder / CARD).exists() or _is_written_here(folder / CARD):
+        _write_card(str(model_card(pipeline)), folder / CARD)
+    configs = [folder / INDEX, *(folder / name / "config.json" for name in pipeline.components)]
+    for config in configs:
+        if config.is_file():
+            _forget_origin(config)
 
 
 def upload(
@@ -117,7 +127,7 @@ def upload(
 ) -> str:
     """Upload to a repository, new or old; a model card that is there already stays. Returns the commit's URL."""
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-    kept = [ALWAYS_KEPT] if file_exists(repo_id, ALWAYS_KEPT, token=token) else None
+    kept = [CARD] if file_exists(repo_id, CARD, token=token) else None
     commit = upload_folder(
         repo_id=repo_id,
         folder_path=folder,
@@ -153,6 +163,18 @@ def _card(parts: Sequence[str], tags: Sequence[str], licence: str | None, **more
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
+def _write_card(text: str, path: Path) -> None:
+    """With a last line, which shows nowhere, by which an altered card is told from one as it was written."""
+    mark = f"\n<!-- Written by subjectgen, sha256 of the above: {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+    path.write_text(text + mark, encoding="utf-8", newline="\n")
+
+
+def _is_written_here(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    mark = WRITTEN_HERE.search(text)
+    return mark is not None and mark[1] == hashlib.sha256(text[: mark.start()].encode()).hexdigest()
+
+
 def _forget_origin(config: Path) -> None:
     """diffusers writes down where each part was loaded from: a path on this machine, of no use on another."""
     settings = json.loads(config.read_text())
@@ -162,10 +184,11 @@ def _forget_origin(config: Path) -> None:
 
 def _introduction(pipeline: "SubjectPipeline") -> str:
     limit = pipeline.config["max_references"]
+    fused = "" if pipeline.components["aggregator"] is None else "its layers are fused, "
     return f"""# Subject-driven generation
 
 A picture of your subject, in the scene you describe: an MLLM reads the prompt and up to {limit} reference images
-together, its layers are fused, VAE latents of the references add identity, and a DiT denoises in stages.
+together, {fused}VAE latents of the references add identity, and a DiT denoises in stages.
 
 ```python
 from subjectgen import SubjectPipeline
@@ -181,6 +204,8 @@ The code is the Python package `subjectgen`. After `import subjectgen`, diffuser
 def _components(pipeline: "SubjectPipeline") -> str:
     rows = ["| component | class | parameters |", "|---|---|--:|"]
     for name, component in sorted(pipeline.components.items()):
+        if component is None:
+            continue
         size = f"{_num_parameters(component):,}" if isinstance(component, torch.nn.Module) else ""
         rows.append(f"| `{name}` | `{type(component).__name__}` | {size} |")
     return "## Components\n\n" + "\n".join(rows)

@@ -50,7 +50,10 @@ class SavedPipeline(DiffusionPipeline):
         push_to_hub: bool = False,
         **hub_options: Any,
     ) -> None:
-        """As of every DiffusionPipeline, with `pipeline.py` and a model card; `hub_options` as of `push_to_hub`."""
+        """As of every DiffusionPipeline, with `pipeline.py` and a model card; `hub_options` as of `push_to_hub`.
+
+        A `README.md` that is not as an earlier call wrote it stays.
+        """
         _check_no_lora(self.transformer)
         super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size)
         hub.write_repository_files(self, Path(save_directory))  # type: ignore[arg-type]

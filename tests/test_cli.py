@@ -765,6 +765,37 @@ class TestInfo:
         assert sum("fastest" in cell for row in rows[4:] for cell in row) == 1
         assert rows[7][3:] == ("-", "-")  # nothing quantised goes layer by layer
 
+    def test_a_model_that_cannot_take_what_is_asked_says_so_in_its_row(self):
+        from subjectgen.cli import fits
+
+        machine = fits.Machine("cuda", 80 * 2**30, 128 * 2**30)
+        first, *others = fits.rows(machine, ["mini", "flux-internvl3"], references=4, size=None)
+        assert first == ("mini", "", "4 references: expected 0 to 3, which this model takes", "", "")
+        assert others[0][0] == "flux-internvl3, 1024 px" and "GiB" in others[0][2]
+        refused("info", "--model", "mini", "--references", "4", words=("4 references: expected 0 to 3",))
+
+    def test_the_device_is_that_of_generate(self, monkeypatch: pytest.MonkeyPatch):
+        """Memory of Apple's is that of the CPU, Intel's GPUs have their own."""
+        from types import SimpleNamespace
+
+        import torch
+
+        from subjectgen.cli import fits
+
+        card = SimpleNamespace(mem_get_info=lambda: (7 * 2**30, 8 * 2**30))
+        monkeypatch.setattr(torch, "get_device_module", lambda device: card)
+        told = {}
+        for name in ("mps", "xpu", "cpu"):
+            monkeypatch.setattr("subjectgen.placement.best_device", lambda name=name: torch.device(name))
+            told[name] = fits.this_machine()
+        assert [(each.device, each.has_accelerator) for each in told.values()] == [
+            ("mps", True),
+            ("xpu", True),
+            ("cpu", False),
+        ]
+        assert told["mps"].free == told["mps"].ram and told["xpu"].free == 7 * 2**30
+        assert "GiB free, shared with the CPU" in str(told["mps"]) and "no GPU" in str(told["cpu"])
+
     def test_offloaded_networks_need_ram(self):
         from subjectgen.cli.fits import Machine
         from subjectgen.estimate.result import Memory

@@ -2,7 +2,11 @@
 
 import copy
 import json
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import folder_paths
@@ -135,3 +139,22 @@ class TestTheCheck:
         graph = api("one_subject")
         graph["6"] = {"class_type": "KSampler", "inputs": {}}
         assert api_faults(graph) == ["6: no node KSampler"]
+
+
+def test_the_example_tells_why_comfyui_refused(tmp_path: Path):
+    """Its reason is in the body of the answer, which urllib leaves unread."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(400)
+            self.end_headers()
+            self.wfile.write(b'{"error": "image is not in the input folder"}')
+
+    (tmp_path / "one.json").write_text("{}")
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.handle_request).start()
+        words = [sys.executable, "examples/comfyui_workflow.py", f"http://127.0.0.1:{server.server_port}"]
+        given = [*words, str(tmp_path / "one.json"), "--out", str(tmp_path)]
+        done = subprocess.run(given, cwd=REFERENCES.parent.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "image is not in the input folder" in done.stderr
+    assert "Traceback" not in done.stderr

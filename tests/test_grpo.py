@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from subjectgen import SubjectPipeline
 from subjectgen.cli import app
+from subjectgen.train import reasoning
 from subjectgen.train.grpo import Reward, Settings, check_reading, dataset_of, given_back, train
 from subjectgen.train.tasks import Task
 
@@ -158,6 +159,23 @@ class TestResume:
     def test_a_run_is_not_overwritten(self, straight):
         with pytest.raises(ValueError, match=r"holds a run: pass --resume"):
             go(straight[0], 4)
+
+    def test_resuming_what_is_not_there(self, tmp_path):
+        """A mistyped --out began anew."""
+        with pytest.raises(FileNotFoundError, match=r"--resume: .*settings\.json is not there: .*Leave --resume out"):
+            go(tmp_path / "mistyped", 4, resume=True)
+        assert not (tmp_path / "mistyped").exists()
+
+    @pytest.mark.parametrize(("begun", "resume"), [(True, False), (False, True)])
+    def test_it_is_refused_before_anything_is_measured(self, tmp_path, monkeypatch, begun, resume):
+        if begun:
+            (tmp_path / "settings.json").write_text("{}")
+        for name in ("scores_by_split", "photograph_rewards"):
+            monkeypatch.setattr(reasoning, name, pytest.fail)
+        with pytest.raises((ValueError, FileNotFoundError), match="--resume"):
+            reasoning.on_emoji(pytest.fail, tmp_path, Settings(steps=1), resume=resume, measure=1)
+        with pytest.raises((ValueError, FileNotFoundError), match="--resume"):
+            reasoning.on_photographs(pytest.fail, tmp_path, Settings(steps=1), "photographs", resume=resume)
 
     def test_other_settings(self, straight):
         with pytest.raises(ValueError, match=r"trained with group=4, this is group=2: expected the same"):

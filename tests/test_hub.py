@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tiny_adapter import trained_pipeline
 from tiny_pipeline import picture, seeded_generators, tiny_pipeline
 
 import subjectgen
-from subjectgen import SubjectAdapter, SubjectPipeline, WeightsError
+from subjectgen import SubjectAdapter, SubjectPipeline, WeightsError, hub
 from subjectgen.load import recipe
 from subjectgen.weights import model_hash, write_manifest
 
@@ -176,6 +177,35 @@ class TestRepositoryFiles:
     def test_card_without_a_licence_claims_none(self, tmp_path):
         tiny_pipeline().save_pretrained(tmp_path)
         assert "license" not in yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+
+    def test_what_this_library_has_not_written_stays(self, pipe, tmp_path):
+        """A card by hand, one of ours that was altered, and the configuration of what is no component."""
+        (tmp_path / "README.md").write_bytes(OWN_CARD)
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "config.json").write_text('{"b": 1, "_name_or_path": "mine"}')
+        pipe.save_pretrained(tmp_path)
+        assert (tmp_path / "README.md").read_bytes() == OWN_CARD
+        assert (tmp_path / "notes" / "config.json").read_text() == '{"b": 1, "_name_or_path": "mine"}'
+        (tmp_path / "README.md").unlink()
+        pipe.save_pretrained(tmp_path)
+        altered = (tmp_path / "README.md").read_text().replace("A picture of your subject", "Pictures of shoes")
+        hub.write_repository_files(tiny_pipeline(license="mit"), tmp_path)
+        assert "license: mit" in (tmp_path / "README.md").read_text()
+        (tmp_path / "README.md").write_text(altered)
+        hub.write_repository_files(pipe, tmp_path)
+        assert (tmp_path / "README.md").read_text() == altered
+
+    def test_card_of_a_pipeline_without_an_aggregator(self):
+        """As that of Qwen-Image 2.1, whose licence the Hub has no identifier for."""
+        licence = "qwen-research"
+        parts = {"mllm": object(), "aggregator": None}
+        without = SimpleNamespace(components=parts, parameters={}, config={"max_references": 10, "license": licence})
+        _, front, text = str(hub.model_card(without)).split("---", maxsplit=2)
+        assert "`aggregator`" not in text and "NoneType" not in text and "| `mllm` |" in text
+        assert "fused" not in text and "together, VAE latents of the references add identity" in text
+        data = yaml.safe_load(front)
+        assert (data["license"], data["license_name"]) == ("other", licence)
+        assert data["license_link"].startswith("https://huggingface.co/Qwen/Qwen-Image-2.1/")
 
 
 def test_push_load_and_stay_offline(pipe, folder, tmp_path):

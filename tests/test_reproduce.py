@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from tiny_subjects import cutout_folder
 from typer.testing import CliRunner
 
 from subjectgen.cli import app
-from subjectgen.cli.reproduce import parse_shard
 from subjectgen.data.batches import generator_of
 from subjectgen.evaluate import emoji
+from subjectgen.evaluate.cases import Shard
 from subjectgen.evaluate.intervals import student
 from subjectgen.generate.stages import STAGE_PRESETS, Stage
 from subjectgen.models.dit.positions import position_features
@@ -396,7 +397,7 @@ class TestRuns:
 
     def test_shards_share_the_work(self, small, done, cutouts, tmp_path):
         for index in (1, 2):
-            run.reproduce(small, tmp_path, tmp_path / "document.md", shard=(index, 2), cutouts=cutouts)
+            run.reproduce(small, tmp_path, tmp_path / "document.md", shard=Shard(index=index, count=2), cutouts=cutouts)
             trained = {path.name for path in (tmp_path / "trained").iterdir()}
             assert trained == ({"mllm-only-seed0"} if index == 1 else {"mllm-only-seed0", "dla-seed0"})
         assert results(tmp_path) == results(done)
@@ -404,6 +405,27 @@ class TestRuns:
     def test_another_configuration_is_refused(self, small, done, cutouts):
         with pytest.raises(ValueError, match="holds rows with steps=3, this is 4: expected one configuration a folder"):
             run.reproduce(replace(small, steps=4), done, done / "document.md", cutouts=cutouts)
+
+    def test_other_subjects_or_scores_are_refused(self, small, done, cutouts, tmp_path, monkeypatch):
+        """What was read and measured of the one is not compared with the other."""
+        others = cutout_folder(tmp_path / "others", seen=6, unseen=emoji.NUM_SUBJECTS)
+        with pytest.raises(ValueError, match="holds rows with subjects of sha256='"):
+            run.reproduce(small, done, done / "document.md", cutouts=others)
+        monkeypatch.setattr(emoji.EmojiBenchmark, "checkpoints", ("emoji@later",))
+        with pytest.raises(ValueError, match=f"holds rows with scored by='{emoji.VERSION}', this is 'emoji@later'"):
+            run.reproduce(small, done, done / "document.md", cutouts=cutouts)
+
+    def test_a_folder_of_an_earlier_version_is_read_and_not_added_to(self, small, done, cutouts, tmp_path):
+        out = tmp_path / "out"
+        shutil.copytree(done, out)
+        noted = {name: value for name, value in run.settled(out).items() if name not in (run.SUBJECTS, run.SCORED_BY)}
+        (out / run.SETTLED).write_text(json.dumps(noted))
+        (out / "document.md").unlink()
+        run.reproduce(small, out, out / "document.md", cutouts=cutouts)
+        assert (out / "document.md").read_text() == (done / "document.md").read_text()
+        (out / "results" / "dla-tau0-0-cfg2.5-seed0.json").unlink()
+        with pytest.raises(ValueError, match=r"did not note their subjects of sha256: .*Choose another --out"):
+            run.reproduce(small, out, out / "document.md", cutouts=cutouts)
 
     def test_hours_become_steps(self, small, renderer, out, monkeypatch):
         """A timed act takes a second: 3 readings, 3 prompts (4 a second) of 4 rows, a step of each of 2 trainings."""
@@ -422,13 +444,22 @@ class TestRuns:
         assert all(torch.equal(*both) for both in zip(phase.model.parameters(), before, strict=True))
         assert budget.steps_within(1e6, small, jobs, renderer, benchmark_of(4, cutouts), out) > 1000
 
-    def test_hours_count_once(self, small, cutouts, tmp_path, monkeypatch):
+    def test_hours_count_once(self, small, cutouts, tmp_path, monkeypatch, capsys):
         """The first start settles the steps, also for shards that come later."""
         monkeypatch.setattr(run, "steps_within", lambda *_: 4)
-        run.reproduce(small, tmp_path, tmp_path / "d.md", only=["table-1"], hours=1.0, shard=(2, 2), cutouts=cutouts)
+        run.reproduce(
+            small,
+            tmp_path,
+            tmp_path / "d.md",
+            only=["table-1"],
+            hours=1.0,
+            shard=Shard(index=2, count=2),
+            cutouts=cutouts,
+        )
         monkeypatch.setattr(run, "steps_within", lambda *_: pytest.fail("timed again"))
         run.reproduce(small, tmp_path, tmp_path / "d.md", only=["table-1"], hours=1.0, cutouts=cutouts)
         assert run.settled(tmp_path)["steps"] == 4
+        assert "are trained for 4 steps" in " ".join(capsys.readouterr().err.split())
 
     def test_command_line(self, configuration, cutouts, tmp_path):
         file = tiny_file(configuration.model, tmp_path / "tiny.toml")
@@ -449,7 +480,6 @@ class TestRuns:
         ):
             result = CliRunner().invoke(app, ["reproduce", *words])
             assert result.exit_code == 2 and said in result.output.replace("\n", " ")
-        assert parse_shard("2/4") == (2, 4)
 
 
 def signal_to_stop():

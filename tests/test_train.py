@@ -481,6 +481,13 @@ class TestTrain:
         result = CliRunner().invoke(app, ["train", "mini", "--phase", "vae", "--steps", "5"])
         assert result.exit_code == 130 and "Stopped. step 3 is saved" in result.output
 
+    def test_a_seed_of_the_command_line(self, monkeypatch):
+        told: list = []
+        monkeypatch.setattr("subjectgen.train.mini.train", lambda **given: told.append(given["seed"]))
+        for words in ([], ["--seed", "7"]):
+            assert CliRunner().invoke(app, ["train", "mini", "--phase", "vae", "--steps", "5", *words]).exit_code == 0
+        assert told == [0, 7]
+
     def test_compile_is_for_all_that_learns_and_only_when_asked(self, subjects, begun, monkeypatch):
         compiled = []
         monkeypatch.setattr(nn.Module, "compile", lambda network, **how: compiled.append((network, how)))

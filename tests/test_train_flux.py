@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from subjectgen.data.triples import open_rows
 from subjectgen.generate.sample import _shift
 from subjectgen.train import precompute
 from subjectgen.train.checkpoint import NAME
-from subjectgen.train.conditions import INDEX, Conditions, Order, file_of, read
+from subjectgen.train.conditions import INDEX, Conditions, Epochs, file_of, read
 from subjectgen.train.dropout import kept
 from subjectgen.train.flux import ADAMW, train
 from subjectgen.train.flux_phase import DROPOUTS, STAGES, FluxPhase, shown_rows, without_text
@@ -270,8 +271,22 @@ class TestPrecompute:
 
     def test_a_disk_that_is_too_small(self, few, tmp_path, monkeypatch):
         monkeypatch.setattr(precompute.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
-        with pytest.raises(OSError, match=r"4 rows like .* need .* GB more"):
+        with pytest.raises(OSError, match=r"3 more rows like .* need .* GB more"):
             self.go(few, tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("before", "free", "fits"), [(10, 270, True), (10, 269, False), (200, 0, True), (0, 299, False)]
+    )
+    def test_room_for_what_is_left(self, tmp_path, monkeypatch, before, free, fits):
+        """Three rows of 100 bytes beside files of another size, which they replace; others stay."""
+        monkeypatch.setattr(precompute.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, free))
+        first, *left = (file_of(tmp_path, row) for row in range(4))
+        first.write_bytes(bytes(100))
+        for path in left if before else ():
+            path.write_bytes(bytes(before))
+        file_of(tmp_path, 9).write_bytes(bytes(1000))
+        with nullcontext() if fits else pytest.raises(OSError, match=r"3 more rows like"):
+            assert precompute.check_room(first, left)
 
     def test_views_and_what_was_left_out(self, tmp_path, capsys):
         """UNO's labels: the index knows which raw row each view is of, and it is told what was not good enough."""
@@ -307,23 +322,23 @@ class TestPrecompute:
             read(path)
 
 
-class TestOrder:
+class TestEpochs:
     COUNTS = {row: 1 + row % 3 % 2 for row in range(40)}  # noqa: RUF012
 
     def test_an_epoch_has_every_row(self):
-        order = Order(self.COUNTS, range(40), batch_size=4, seed=0)
+        epochs = Epochs(self.COUNTS, range(40), batch_size=4, seed=0)
         for epoch in (0, 1):
-            numbers = range(epoch * order.batches_per_epoch, (epoch + 1) * order.batches_per_epoch)
-            batches = [order.batch(number) for number in numbers]
+            numbers = range(epoch * epochs.batches_per_epoch, (epoch + 1) * epochs.batches_per_epoch)
+            batches = [epochs.batch(number) for number in numbers]
             assert all(len(batch) == 4 and len({self.COUNTS[row] for row in batch}) == 1 for batch in batches)
             seen = Counter(row for batch in batches for row in batch)
             assert set(seen) == set(range(40)) and sum(seen.values()) < 40 + 2 * 4
 
     def test_it_depends_on_the_number_only(self):
-        first, second = (Order(self.COUNTS, range(40), batch_size=4, seed=0) for _ in range(2))
+        first, second = (Epochs(self.COUNTS, range(40), batch_size=4, seed=0) for _ in range(2))
         forward = [first.batch(number) for number in range(30)]
         assert [second.batch(number) for number in reversed(range(30))] == forward[::-1]
-        assert forward[:10] != [Order(self.COUNTS, range(40), batch_size=4, seed=1).batch(n) for n in range(10)]
+        assert forward[:10] != [Epochs(self.COUNTS, range(40), batch_size=4, seed=1).batch(n) for n in range(10)]
 
     def test_rows_held_out(self, conditions):
         rows, held_out = conditions.split(8)
@@ -537,11 +552,13 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         assert called["phase"] == "precompute" and called["out"] == tmp_path and called["data"] == "triples"
         assert called["size"] == 768 and called["skip_bad_rows"]
-        words = "train flux-internvl3 --phase stage2 --batch-size 2 --accumulate 4 --rate 2e-4 --steps 9 --resume"
+        words = (
+            "train flux-internvl3 --phase stage2 --batch-size 2 --accumulate 4 --rate 2e-4 --steps 9 --resume --seed 7"
+        )
         result = CliRunner().invoke(app, words.split())
         assert result.exit_code == 0, result.output
-        assert [called[name] for name in ("phase", "batch_size", "accumulate", "rate", "steps", "resume")] == [
-            "stage2", 2, 4, 2e-4, 9, True,
+        assert [called[name] for name in ("phase", "batch_size", "accumulate", "rate", "steps", "resume", "seed")] == [
+            "stage2", 2, 4, 2e-4, 9, True, 7,
         ]  # fmt: skip
 
     @pytest.mark.parametrize(

@@ -8,13 +8,15 @@ import yaml
 from packaging.version import Version
 
 from subjectgen import Stage
-from subjectgen.engine import Progress
+from subjectgen.engine import Engine, Painting, Progress
+from subjectgen.engine.errors import DeadlineExceeded
+from subjectgen.engine.job import Job
 from subjectgen.generate.stages import STAGE_PRESETS
 from subjectgen.request import Limits
 from subjectgen.web.asked import named_subjects, names_after, paintings_of
 from subjectgen.web.curve import LANE, LEFT, RIGHT, curve_of
 from subjectgen.web.dial import BY_DIAL, CHOICES, OWN, chosen_stages, dial_of, stages_of
-from subjectgen.web.run import Clock
+from subjectgen.web.run import Clock, Run
 
 ROOT = Path(__file__).parent.parent
 VALUES = {
@@ -111,13 +113,14 @@ class TestForm:
         assert self.paintings()[0].width is None
         first = self.paintings(size=" 96x48 ")[0]
         assert (first.width, first.height) == (96, 48)
+        assert self.paintings(size="128")[0].width == 128
 
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
             ({"prompt": None}, "prompt is empty"),
             ({"size": "large"}, "size 'large' is not a size"),
-            ({"size": "4096x1040"}, "has 4259840 pixels: expected 4194304 at most"),
+            ({"size": "160x112"}, "has 17920 pixels: expected at most 16384, 4 times those of 64x64, this model's own"),
             ({"negative_prompt": "a" * 8001}, "negative prompt has 8001 characters"),
             ({"saved": "x.safetensors"}, "'x.safetensors' does not exist"),
             (
@@ -152,6 +155,26 @@ class TestForm:
     def test_no_picture_is_left_out_for_want_of_a_field(self):
         subjects = named_subjects([("a.png", None), ("b.png", None)], ["shoe"])
         assert [(each.image, each.name) for each in subjects] == [("a.png", "shoe"), ("b.png", None)]
+
+
+class Overdue(Engine):
+    """Never paints, and is not asked to after its time."""
+
+    def __init__(self):
+        pass
+
+    def submit_all(self, works, *, timeout=None):
+        jobs = [Job(work) for work in works]
+        for job in jobs:
+            job.end_after(timeout)
+        return jobs
+
+
+def test_a_page_has_as_long_as_its_studio_says():
+    run = Run(Overdue(), [Painting(prompt="a cat"), Painting(prompt="a dog")], timeout=0.1)
+    assert list(run.changes())
+    assert isinstance(run.error, DeadlineExceeded) and "not done within 0.1 s" in str(run.error)
+    assert not run.painted and not run.was_stopped
 
 
 def test_seconds_of_each_stage():

@@ -36,31 +36,40 @@ class Machine:
         return round(max(on_device, in_ram))
 
     def __str__(self) -> str:
+        if self.device == "mps":
+            return f"mps, {_gib(self.free)} free, shared with the CPU"
         if self.has_accelerator:
             return f"{self.device}, {_gib(self.free)} free, and {_gib(self.ram)} of RAM"
         return f"no GPU: on the CPU, {_gib(self.free)} of RAM free; only small models are quick there"
 
 
 def this_machine() -> Machine:
+    """By the device that `generate` takes."""
     import psutil
     import torch
 
-    ram = psutil.virtual_memory().available
-    if torch.cuda.is_available():
-        return Machine("cuda", torch.cuda.mem_get_info()[0], ram)
-    return Machine("cpu", ram, ram)
+    from subjectgen.placement import best_device
+
+    device, ram = best_device().type, psutil.virtual_memory().available
+    if device in ("cpu", "mps"):  # one memory for all
+        return Machine(device, ram, ram)
+    return Machine(device, torch.get_device_module(device).mem_get_info()[0], ram)
 
 
 def rows(machine: Machine, models: Sequence[str], references: int, size: int | None) -> list[Row]:
-    """Each model's needs by offloading and quantisation, fastest first; "fastest" marks the first that fits."""
+    """Each model's needs by offloading and quantisation, fastest first; "fastest" marks the first that fits.
+
+    One of several that cannot take what is asked says so in its row; alone it raises ValueError.
+    """
     from subjectgen.extras import MissingExtraError
     from subjectgen.weights import WeightsError
 
+    refusals = (ValueError,) if len(models) > 1 else ()
     table: list[Row] = []
     for model in models:
         try:
             table += _rows(machine, model, references, size)
-        except (MissingExtraError, WeightsError) as error:
+        except (MissingExtraError, WeightsError, *refusals) as error:
             table.append((model, "", str(error), "", ""))
     return table
 

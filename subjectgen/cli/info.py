@@ -27,8 +27,8 @@ def info(
     model: Annotated[
         str | None, typer.Option(help="A bundled model's name: only what it needs, and if it fits.")
     ] = None,
-    references: Annotated[int, typer.Option(help="Of a picture, for what fits.")] = 2,
-    size: Annotated[int | None, typer.Option(help="Pixels, both sides; each model's own if left out.")] = None,
+    references: Annotated[int, typer.Option(min=0, help="Of a picture, for what fits.")] = 2,
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels, both sides; each model's own if left out.")] = None,
 ) -> None:
     """Show what is installed, what this machine can do, which weights are here and which models fit."""
     from rich.console import Console

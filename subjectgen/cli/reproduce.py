@@ -35,6 +35,7 @@ def reproduce(
     """
     from dataclasses import replace
 
+    from subjectgen.evaluate.cases import Shard
     from subjectgen.reproduce.configuration import SHIPPED, read_configuration
     from subjectgen.reproduce.run import reproduce as reproduce_tables
 
@@ -50,16 +51,8 @@ def reproduce(
         document,
         only=only or (),
         hours=hours,
-        shard=parse_shard(shard),
+        shard=Shard.parse(shard),
         cutouts=cutouts,
         options=options,
     )
     typer.echo(str(document))
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """`2/4` is the second of four. Raises ValueError for anything else."""
-    from subjectgen.evaluate.cases import Shard
-
-    shard = Shard.parse(text)
-    return shard.index, shard.count

@@ -9,7 +9,7 @@ import typer
 from subjectgen.cli.model import Adapter, Model, open_model
 from subjectgen.files import check_folder
 
-STAGE_OPTIONS = ("steps", "minutes", "resume", "batch_size", "accumulate", "rate", "sheet_minutes")
+STAGE_OPTIONS = ("steps", "minutes", "resume", "batch_size", "accumulate", "rate", "sheet_minutes", "seed")
 FLUX_OPTIONS = {  # that a phase of flux-internvl3 reads beside --phase and --out
     "precompute": ("data", "size", "skip_bad_rows"),
     "stage1": STAGE_OPTIONS,
@@ -36,6 +36,9 @@ def mini(
     init_from: Annotated[
         Path | None, typer.Option(help="For sight, mllm and align: a pipeline's folder to go on from.")
     ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of first weights, pictures and noise; --resume needs the same.")
+    ] = 0,
 ) -> None:
     """Train one phase of mini on the emoji world."""
     from subjectgen.train.mini import train as train_mini
@@ -54,6 +57,7 @@ def mini(
         batch_size=batch_size,
         compile=compile,
         start=init_from,
+        seed=seed,
     )
 
 
@@ -83,6 +87,10 @@ def flux_internvl3(
     sheet_minutes: Annotated[
         float | None, typer.Option(min=0, help="Minutes between sheets of held-out rows. 30 if left out.")
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of first weights, order and noise; --resume needs the same. 0 if left out."),
+    ] = None,
 ) -> None:
     """Train the paper's adapter: the aggregator and a LoRA of FLUX.1-dev, all else frozen.
 
@@ -100,6 +108,7 @@ def flux_internvl3(
         "accumulate": accumulate,
         "rate": rate,
         "sheet_minutes": sheet_minutes,
+        "seed": seed,
     }
     given = {name: value for name, value in options.items() if value is not None}
     check_read(phase, given)

@@ -6,6 +6,7 @@ import typer
 
 from subjectgen.cli.errors import screen
 from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Dtype, Model, Offload, Quantization, dtype_of
+from subjectgen.cli.serve import LONGEST
 from subjectgen.extras import require
 
 
@@ -16,6 +17,10 @@ def web(
     ] = None,
     password: Annotated[
         str | None, typer.Option(envvar="SUBJECTGEN_WEB_PASSWORD", help="For the user 'subjectgen'.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=1, max=LONGEST, help="Seconds for the pictures of one press, with their time in line."),
     ] = None,
     model: Model = "mini",
     adapter: Adapter = None,
@@ -40,6 +45,7 @@ def web(
         studio = open_studio(
             model,
             all_devices(),
+            timeout=timeout,
             adapter=adapter,
             dtype=dtype_of(dtype),
             quantization=quantization,

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
 from subjectgen.files import nearest_there, whole_file
+
+T = TypeVar("T")
 
 SEEDS_APART = 100_000  # between the seeds of one case; those of neighbouring cases differ by one
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -122,7 +124,7 @@ class Painting:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Every `count`-th picture, from number `index` of 1..count on."""
+    """Every `count`-th picture or training, from number `index` of 1..count on."""
 
     index: int
     count: int
@@ -135,8 +137,8 @@ class Shard:
             raise ValueError(f"--shard '{text}': expected i/n with i from 1 to n, e.g. 2/4 for the second of four.")
         return cls(index=int(found[1]), count=int(found[2]))
 
-    def of(self, paintings: Sequence[Painting]) -> list[Painting]:
-        return list(paintings[self.index - 1 :: self.count])
+    def of(self, items: Sequence[T]) -> list[T]:
+        return list(items[self.index - 1 :: self.count])
 
 
 def cases_hash(cases: Sequence[Case]) -> str:

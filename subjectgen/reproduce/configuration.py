@@ -1,6 +1,5 @@
 """One file says what is trained, how each row samples and what the paper found: read strictly, into plain records."""
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -186,9 +185,8 @@ class Configuration:
         return [row for table in self.tables.values() for row in table.rows]
 
     def binding(self) -> dict[str, Any]:
-        """What every result of a folder must have in common, as JSON has it: all but the tables and the seeds."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("tables", "seeds", "plotted")}
-        return json.loads(json.dumps(values))
+        """What every result of a folder must have in common: all but the tables and the seeds."""
+        return {name: value for name, value in asdict(self).items() if name not in ("tables", "seeds", "plotted")}
 
 
 def read_configuration(path: Path = SHIPPED) -> Configuration:

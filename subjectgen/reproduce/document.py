@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from subjectgen.evaluate.cases import Figure
 from subjectgen.files import whole_file
 from subjectgen.reproduce.configuration import GUIDANCE, PAPER, TAU, Configuration, Row, Table
-from subjectgen.reproduce.measure import FIGURES, MEANINGS, Figure, by_subject
+from subjectgen.reproduce.measure import COMPARED_WITH, FIGURES, by_subject
 from subjectgen.reproduce.order import CHANCE, Comparison, Scored, Scores, comparisons
 from subjectgen.reproduce.plot import plot_layers
 from subjectgen.reproduce.row import read_result
@@ -55,7 +56,7 @@ def introduction(configuration: Configuration, seeds: Sequence[int]) -> str:
     network, steps, size = configuration.network, configuration.steps, configuration.batch_size
     again = f" ({configuration.num_batches * size} different ones, over and over)"
     repeated = again if steps > configuration.num_batches else ""
-    meanings = "\n".join(f"- {name}: {meaning}." for name, meaning in MEANINGS.items())
+    meanings = "\n".join(f"- {figure.heading}: {figure.meaning}." for figure in FIGURES)
     paragraphs = [
         "# The paper's tables in small",
         "Written by `subjectgen reproduce` from its results; not by hand.",
@@ -68,7 +69,7 @@ def introduction(configuration: Configuration, seeds: Sequence[int]) -> str:
         f"{GUIDANCE:g}, here away from a pass without conditions.",
         f"All rows answer the same {configuration.num_prompts} prompts about subjects never trained on. A cell is the "
         f"mean over those of the seeds {', '.join(map(str, seeds)) or '(none yet)'} that its row has run with, and "
-        "where there are several, their spread from least to greatest.",
+        "where there are several, their spread from least to greatest. By chance, closeness is 50 %.",
         meanings,
         "The paper's figures are of photographs, as secondary sources quote them: only orders can be compared. Two "
         f"rows are told apart where the {100 - 100 * CHANCE:g} % interval of their difference, given as ±, does not "
@@ -107,7 +108,7 @@ def section(table: Table, results: Results, pairs: Compared, typed: str) -> str:
 def grid(table: Table, results: Results) -> str:
     """Our figures, and the paper's where it has any."""
     paper = PAPER if any(row.paper for row in table.rows) else {}
-    heads = ["", *(f"{f.heading}, {f.unit}" for f in FIGURES), *(f"paper: {head}" for head in paper.values())]
+    heads = ["", *(figure.label for figure in FIGURES), *(f"paper: {head}" for head in paper.values())]
     lines = [heads, ["--", *["--:"] * (len(heads) - 1)]]
     for row in table.rows:
         ours = [cell(figure, results.get(row.label, {})) for figure in FIGURES]
@@ -165,7 +166,7 @@ def scored(rows: RowResults, seeds: Sequence[int], figure: Figure) -> list[Score
             label=row.label,
             training=row.training,
             scores=stacked(results, seeds, figure),
-            paper=row.paper.get(figure.paper),
+            paper=row.paper.get(COMPARED_WITH[figure.name]),
         )
         for row, results in rows
     ]

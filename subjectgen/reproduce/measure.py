@@ -1,7 +1,6 @@
 """What rows are measured by: the emoji benchmark's figures of each prompt. The only file that knows the benchmark."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +14,14 @@ from subjectgen.generate.stages import Stage
 from subjectgen.pipeline import SubjectPipeline
 
 BATCH = 20  # pictures painted together
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure of a prompt, how its mean is told, and the figure of the paper whose order it is compared with."""
-
-    name: str
-    heading: str
-    scale: float
-    unit: str
-    paper: str
-
-
-FIGURES = (
-    Figure(name="identity", heading="identity", scale=100.0, unit="%", paper="dino_i"),
-    Figure(name="closeness", heading="closeness", scale=100.0, unit="%", paper="dino_i"),
-    Figure(name="obedience", heading="obedience", scale=100.0, unit="%", paper="clip_t"),
-    Figure(name="region_psnr", heading="region PSNR", scale=1.0, unit="dB", paper="clip_i"),
-)
-MEANINGS = {
-    "identity": "the subject is nearest to its own rendered truth, of 60 subjects never trained on",
-    "closeness": "of the 59 others, how many the picture is less like than its own truth (50 % is chance)",
-    "obedience": "the mean of ground colour, place, size and pose being right",
-    "region PSNR": "of the subject's box, against the rendered truth",
+COMPARED_WITH = {  # the figure of the paper whose order is to be the same
+    "identity": "dino_i",
+    "closeness": "dino_i",
+    "obedience": "clip_t",
+    "region_psnr": "clip_i",
 }
+_KNOWN = {figure.name: figure for figure in EmojiBenchmark.figures}
+FIGURES = tuple(_KNOWN[name] for name in COMPARED_WITH)
 
 
 def benchmark_of(num_prompts: int, cutouts: Path | None = None) -> EmojiBenchmark:

@@ -5,18 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from subjectgen.extras import require
+from subjectgen.evaluate.plots import COLOURS, METADATA, SETTINGS
 from subjectgen.files import whole_file
 
-COLOURS = {"text": "#0072b2", "image": "#d55e00"}  # told apart by the colour-blind
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "subjectgen", "font.size": 9}  # words stay words; no random names
-METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 BAR = 0.4  # width, in layers
-
-
-def check_plots() -> None:
-    """Raise MissingExtraError unless there is something to draw with."""
-    require("evaluate", "matplotlib>=3.10")
 
 
 def plot_layers(weights: Mapping[str, Sequence[Sequence[float]]], path: Path) -> None:
@@ -29,7 +21,7 @@ def plot_layers(weights: Mapping[str, Sequence[Sequence[float]]], path: Path) ->
     for index, (kind, seeds) in enumerate(weights.items()):
         values = np.array(seeds)
         places = np.arange(values.shape[1]) + (index - (len(weights) - 1) / 2) * BAR
-        axes.bar(places, values.mean(0), BAR, color=COLOURS[kind], label=f"{kind} tokens", gid=f"bars-{kind}")
+        axes.bar(places, values.mean(0), BAR, color=COLOURS[index], label=f"{kind} tokens", gid=f"bars-{kind}")
         axes.plot(places, values.T, ".", color="black", markersize=4)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_xticks(range(max(len(layers) for seeds in weights.values() for layers in seeds)))

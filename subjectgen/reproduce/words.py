@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from subjectgen.evaluate.cases import Figure
 from subjectgen.reproduce.configuration import PAPER
-from subjectgen.reproduce.measure import Figure
+from subjectgen.reproduce.measure import COMPARED_WITH
 from subjectgen.reproduce.order import CHANCE, Comparison
 
 
@@ -18,7 +19,7 @@ def about_order(figure: Figure, pairs: Sequence[Comparison]) -> str:
     same = [pair for pair in apart if pair.agrees]
     told = [f"{len(same)} of {counted(known, 'pair')} in its order", f"{len(apart) - len(same)} the other way round"]
     told.append(f"{len(known) - len(apart)} not told apart")
-    head = f"**{capital(figure.heading)}**, against the paper's {PAPER[figure.paper]}: {', '.join(told)}."
+    head = f"**{capital(figure.heading)}**, against the paper's {PAPER[COMPARED_WITH[figure.name]]}: {', '.join(told)}."
     others = [contrast(pair, figure) for pair in known if not (pair.told_apart and pair.agrees)]
     return " ".join([head, *others])
 

@@ -136,7 +136,7 @@ class Conditions:
         return [row for row in rows if self.sources[row] not in chosen], unseen
 
 
-class Order:
+class Epochs:
     """Which rows make a batch: each once an epoch, those of a batch with equally many references.
 
     Batch n of a seed is always the same, so a step's number is all that a resumed run needs. The last batch of an epoch
@@ -170,8 +170,8 @@ class Order:
 class Feed:
     """The examples of batches; while one is trained on, a thread reads the next, which is `stride` numbers later."""
 
-    def __init__(self, conditions: Conditions, order: Order, stride: int):
-        self.conditions, self.order, self.stride = conditions, order, stride
+    def __init__(self, conditions: Conditions, epochs: Epochs, stride: int):
+        self.conditions, self.epochs, self.stride = conditions, epochs, stride
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.ahead: dict[int, Future[list[Example]]] = {}  # at most one
 
@@ -182,4 +182,4 @@ class Feed:
         return reading.result()
 
     def read(self, number: int) -> list[Example]:
-        return [self.conditions.read(row) for row in self.order.batch(number)]
+        return [self.conditions.read(row) for row in self.epochs.batch(number)]

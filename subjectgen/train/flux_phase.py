@@ -27,7 +27,7 @@ from subjectgen.models.dit.flux import FluxDenoiser
 from subjectgen.models.vae import pixels_from_latents
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.request import Request, draw_noise, resolve
-from subjectgen.train.conditions import Conditions, Example, Feed, Order
+from subjectgen.train.conditions import Conditions, Epochs, Example, Feed
 from subjectgen.train.dropout import Dropout, kept
 from subjectgen.train.sharding import shard_if_asked
 from subjectgen.types import Condition, HiddenStates, SemanticTokens
@@ -102,8 +102,8 @@ class FluxPhase:
         self.sigmas = schedule(pipe.scheduler, NUM_LEVELS, side * side, self.device)
         rows, held_out = conditions.split(HELD_OUT)
         self.shown = shown_rows(rows, held_out)
-        order = Order(conditions.num_references, rows, batch_size, seed)
-        self.feed = Feed(conditions, order, stride=PartialState().num_processes)
+        epochs = Epochs(conditions.num_references, rows, batch_size, seed)
+        self.feed = Feed(conditions, epochs, stride=PartialState().num_processes)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Squared error of the velocity of a batch."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 DECODER = r".*language_model\..*\.(q|k|v|o|gate|up|down)_proj"  # what the LoRA changes
 BETA = 0.04  # weight of the divergence from the MLLM as it was: the painter was trained on that one's hidden states
 CHECKPOINTS_KEPT = 2
+FACTS = "settings.json"  # what a run is of
 FIGURES = {"loss": "loss", "reward": "reward", "kl": "kl", "completions/mean_length": "tokens"}  # TRL's name, ours
 
 Scores = Callable[[Sequence[str], Sequence[Any]], list[float]]  # what was written, what it answers => higher is better
@@ -108,10 +109,11 @@ def train(
 
     A run that comes to no end leaves the MLLM as it was. Raises KeyboardInterrupt after Ctrl-C, when the step under way
     is done and saved; ValueError when the folder holds a run and `resume` is not set, or one of other settings, or the
-    MLLM is none that can be trained here.
+    MLLM is none that can be trained here; FileNotFoundError where there is no run to resume.
     """
+    check_begun(out, resume)
     check_reading(pipe, tasks[0])
-    checkpoint = last_checkpoint(out, facts_of(pipe, tasks, rewards, settings), resume)
+    checkpoint = last_checkpoint(out, facts_of(pipe, tasks, rewards, settings))
     step = 0 if checkpoint is None else step_of(checkpoint)
     plans = settings.group * settings.requests
     with given_back(pipe.mllm):
@@ -246,11 +248,21 @@ def facts_of(pipe: "SubjectPipeline", tasks: Tasks, rewards: Sequence[Reward], s
     }
 
 
-def last_checkpoint(out: Path, facts: dict[str, Any], resume: bool) -> Path | None:
+def check_begun(out: Path, resume: bool) -> None:
+    """Raises FileNotFoundError where `--resume` has nothing to go on with, ValueError where a run would be lost."""
+    if resume and not (out / FACTS).is_file():
+        raise FileNotFoundError(
+            f"--resume: {out / FACTS} is not there: expected a run's. Leave --resume out to begin anew, or mend --out"
+        )
+    if not resume and (out / FACTS).exists():
+        raise ValueError(f"{out} holds a run: pass --resume to go on with it, or choose another --out")
+
+
+def last_checkpoint(out: Path, facts: dict[str, Any]) -> Path | None:
     """Where the run in this folder stands: its last whole checkpoint, None for a new run, whose facts are noted."""
-    file = out / "settings.json"
+    file = out / FACTS
     if file.exists():
-        _check_same_run(out, json.loads(file.read_text()), facts, resume)
+        _check_same_run(out, json.loads(file.read_text()), facts)
     with whole_file(file) as path:
         path.write_text(json.dumps(facts, indent=1))
     whole = [state.parent for state in (out / "checkpoints").glob("checkpoint-*/trainer_state.json")]  # written last
@@ -262,9 +274,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _check_same_run(out: Path, noted: dict[str, Any], facts: dict[str, Any], resume: bool) -> None:
-    if not resume:
-        raise ValueError(f"{out} holds a run: pass --resume to go on with it, or choose another --out")
+def _check_same_run(out: Path, noted: dict[str, Any], facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         if name != "steps" and noted.get(name) != value:
             raise ValueError(

@@ -46,7 +46,7 @@ def precompute(pipe: SubjectPipeline, rows: Rows, folder: Path, size: int, *, sk
     state.wait_for_everyone()
     encoder = Encoder(pipe, size, state.device)  # type: ignore[arg-type]
     mine = good[state.process_index :: state.num_processes]
-    entries = {row: encoder.keep(rows, row, folder, len(good)) for row in shown(mine, "precomputing")}
+    entries = {row: encoder.keep(rows, row, folder, good) for row in shown(mine, "precomputing")}
     everywhere = together(entries)
     if state.is_main_process:
         write_index(folder, size, everywhere)
@@ -62,15 +62,15 @@ class Encoder:
         self.vae = pipe.vae.to(device)
         self.reader = reader_of(pipe.mllm.to(device), pipe.processor, device)
 
-    def keep(self, rows: Rows, row: int, folder: Path, num_rows: int) -> Entry:
-        """Write a row's file unless it is there; returns what the index is to say of it."""
+    def keep(self, rows: Rows, row: int, folder: Path, wanted: Sequence[int]) -> Entry:
+        """Write a row's file unless it is there; returns what the index is to say of it. wanted: all rows."""
         triple = rows[row]
         references = read_images(triple.references, self.limits)
         target = square(load_image(triple.target), self.size)
         path, key = file_of(folder, row), self.key(triple.prompt, references, target)
         if key_in(path) != key:
             write(path, self.encode(triple.prompt, references, target), key)
-            self.has_room = self.has_room or check_room(path, num_rows)
+            self.has_room = self.has_room or check_room(path, [file_of(folder, each) for each in wanted if each > row])
         return Entry(num_references=references.num_references, source=rows.source(row), key=key)
 
     def key(self, prompt: str, references: References, target: Image.Image) -> str:
@@ -119,14 +119,17 @@ def begin(folder: Path) -> None:
     (folder / INDEX).unlink(missing_ok=True)
 
 
-def check_room(path: Path, num_rows: int) -> bool:
-    """True if the disk can take all rows, of which `path` is one; raises OSError at the first row, not after days."""
-    written = sum(1 for _ in path.parent.glob("row-*"))
-    need, free = path.stat().st_size * (num_rows - written), shutil.disk_usage(path.parent).free
+def check_room(path: Path, left: Sequence[Path]) -> bool:
+    """True if the disk can take the rows that are left, all like `path`; raises OSError now, not after days.
+
+    What is there in their place either stays or makes room for them.
+    """
+    there = sum(each.stat().st_size for each in left if each.exists())
+    need, free = path.stat().st_size * len(left) - there, shutil.disk_usage(path.parent).free
     if need > free:
         raise OSError(
-            f"{num_rows} rows like {path} need {need / 1e9:.0f} GB more, {free / 1e9:.0f} GB are free: expected room "
-            "for all. Free some space, choose another --out or train on fewer rows"
+            f"{len(left)} more rows like {path} need {need / 1e9:.0f} GB more, {free / 1e9:.0f} GB are free: expected "
+            "room for all. Free some space, choose another --out or train on fewer rows"
         )
     return True
 

@@ -12,7 +12,7 @@ from subjectgen.data.subjects import load_subjects
 from subjectgen.files import whole_file
 from subjectgen.likeness import PICKSCORE, PICKSCORE_PROCESSOR, Clip, Dino
 from subjectgen.reasoning.plan import Plan, PlanError
-from subjectgen.train.grpo import Reward, Scores, Settings, train
+from subjectgen.train.grpo import Reward, Scores, Settings, check_begun, train
 from subjectgen.train.mini import seen_subjects
 from subjectgen.train.painted_rewards import DinoReward, Painter, PickReward, RegionReward
 from subjectgen.train.rewards import format_reward, obedience_reward, plan_in, subject_reward
@@ -41,6 +41,7 @@ def on_emoji(
     measure: requests that are planned before and after, of seen and of unseen subjects; their scores are written to
     `out/scores.json`.
     """
+    check_begun(out, resume)
     seen = seen_subjects(cutouts, pipe.device)
     before = scores_by_split(pipe, seen, measure, cutouts)
     train(pipe, EmojiTasks(seen, settings.seed), emoji_rewards(pipe, seen, paint), out, settings, resume)
@@ -52,6 +53,7 @@ def on_emoji(
 
 def on_photographs(pipe: "SubjectPipeline", out: Path, settings: Settings, data: str, *, resume: bool = False) -> None:
     """Train on the references and prompts of triples, judged by what is painted; raises as `grpo.train`."""
+    check_begun(out, resume)
     tasks = PhotographTasks.of(data, pipe.limits.max_references)
     train(pipe, tasks, photograph_rewards(pipe), out, settings, resume)
 

@@ -39,7 +39,7 @@ SPARED = 0.4  # of the pictures of several references: not all are asked for, so
 
 
 BEFORE = ("align", "stage1")  # what stage 2 may go on from, the first that is there
-STAGES = {"stage1": Dropout(both=0.05, identity=0.95), "stage2": Dropout(semantic=0.1, identity=0.1, both=0.05)}
+DROPOUTS = {"stage1": Dropout(both=0.05, identity=0.95), "stage2": Dropout(semantic=0.1, identity=0.1, both=0.05)}
 
 
 def new_transformer() -> FluxTransformer2DModel:
@@ -210,7 +210,7 @@ def kept_conditions(
     name: str, size: int, random: torch.Generator
 ) -> tuple[Bool[Tensor, " size"], Bool[Tensor, " size"]]:
     """Which pictures keep their semantic and their identity tokens."""
-    return kept(STAGES[name], size, random)
+    return kept(DROPOUTS[name], size, random)
 
 
 def shifted(uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -13,13 +13,13 @@ from subjectgen.web.dial import chosen_stages
 
 Values = Mapping[str, Any]  # by the names of the fields of `form.py`; text that nobody wrote is None
 PREVIEWS = 8  # while a picture is painted
-MAX_PIXELS, MAX_PROMPT = 2048 * 2048, 8000  # of a picture; characters
+MAX_TIMES, MAX_PROMPT = 4, 8000  # the pixels of a picture of the model's own size; characters
 
 
 def paintings_of(values: Values, limits: Limits) -> list[Painting]:
     """One for each seed, from the first on. Raises ValueError or FileNotFoundError for what cannot be painted."""
     width, height = size_of((values["size"] or "").strip() or None, "size")
-    _check_amounts(values, (width or 1) * (height or 1))
+    _check_amounts(values, (width or 1) * (height or 1), limits.image_size)
     first = Painting(
         prompt=values["prompt"] or "",
         subjects=subjects_of(values),
@@ -35,10 +35,13 @@ def paintings_of(values: Values, limits: Limits) -> list[Painting]:
     return [first.with_seed(first.seed + k) for k in range(values["pictures"])]
 
 
-def _check_amounts(values: Values, num_pixels: int) -> None:
+def _check_amounts(values: Values, num_pixels: int, own: int) -> None:
     """Raise ValueError for more than one visitor of a page that is open to many may ask for."""
-    if num_pixels > MAX_PIXELS:
-        raise ValueError(f"the size {values['size']} has {num_pixels} pixels: expected {MAX_PIXELS} at most.")
+    if num_pixels > MAX_TIMES * own**2:
+        raise ValueError(
+            f"the size {values['size']} has {num_pixels} pixels: expected at most {MAX_TIMES * own**2}, {MAX_TIMES} "
+            f"times those of {own}x{own}, this model's own."
+        )
     for name in ("prompt", "negative_prompt"):
         if (length := len(values[name] or "")) > MAX_PROMPT:
             raise ValueError(f"the {name.replace('_', ' ')} has {length} characters: expected {MAX_PROMPT} at most.")

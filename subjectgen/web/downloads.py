@@ -23,7 +23,7 @@ def save_subject(studio: Studio, values: Values, folder: Path) -> str:
 
     Raises ValueError if there are none.
     """
-    embeds = studio.engine.submit(Encoding(subjects=subjects_of(values))).result()
+    embeds = studio.engine.submit(Encoding(subjects=subjects_of(values)), timeout=studio.timeout).result()
     embeds.save(folder / SUBJECT_FILE)
     return str(folder / SUBJECT_FILE)
 

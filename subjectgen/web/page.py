@@ -78,7 +78,8 @@ class Page:
         """Previews while it paints; pictures, why and files in the end."""
         try:
             values = self._values(given)
-            run = Run(self._studio.engine, paintings_of(values, self._studio.facts.limits))
+            paintings = paintings_of(values, self._studio.facts.limits)
+            run = Run(self._studio.engine, paintings, self._studio.timeout)
         except REFUSALS as error:
             yield gr.skip(), status.refused(error), gr.skip(), gr.skip()
             return

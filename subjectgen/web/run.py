@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from PIL import Image
 
 from subjectgen.engine import Engine, JobCancelled, Painted, Painting, Progress
+from subjectgen.generate.stages import Number
 
 Captioned = list[tuple[Image.Image, str]]
 
@@ -41,12 +42,12 @@ def caption_of(painting: Painting) -> str:
 
 
 class Run:
-    """Raises LineFull or EngineClosed if the engine does not take its jobs."""
+    """`timeout`: seconds until all are done. Raises LineFull or EngineClosed if the engine does not take its jobs."""
 
-    def __init__(self, engine: Engine, paintings: Sequence[Painting]):
+    def __init__(self, engine: Engine, paintings: Sequence[Painting], timeout: Number | None = None):
         self.clock = Clock()  # of the first picture
         self.paintings = tuple(paintings)
-        self.jobs = engine.submit_all(paintings)
+        self.jobs = engine.submit_all(paintings, timeout=timeout)
         self._previews: dict[int, Image.Image] = {}
         self._told: SimpleQueue[tuple[float, int, Progress]] = SimpleQueue()
         for row, job in enumerate(self.jobs):

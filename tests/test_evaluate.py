@@ -151,7 +151,7 @@ class TestVersion:
             "identity", "posed", "misposed", "closeness", "mixed", "region_psnr", "obedience", "ground", "place",
             "size", "pose", "turned", "copied_ground", "copied_place", "copied_size", "copied_turn",
         ]  # fmt: skip
-        assert benchmark.checkpoints == ("emoji@2",)
+        assert list(benchmark.scorers) == ["emoji@2"]
 
 
 class TestMeasure:

@@ -345,7 +345,8 @@ class TestScore:
         assert {name: line[name] for name in ("prompt", "seed", "stages", "subject", "benchmark", "part")} == {
             "prompt": "blue", "seed": 101, "stages": "free", "subject": "s0", "benchmark": "colours", "part": "plain",
         }  # fmt: skip
-        assert line["scores"] == {"likeness": 0.0, "right": 0.0} and line["checkpoints"] == ["someone/eyes@1"]
+        found = {"scores": {"likeness": 0.0, "right": 0.0}, "answers": {}}
+        assert line["found"] == {"someone/eyes@1": found} and len(line["references"]) == 1
         assert re.fullmatch("[0-9a-f]{64}", line["model"]) and re.fullmatch("[0-9a-f]{64}", line["picture"])
 
     def test_what_is_scored_is_not_scored_again(self, tmp_path):
@@ -372,22 +373,33 @@ class TestScore:
         means = run(tmp_path, benchmark=again, phase="score")
         assert again.looked_at == ["c-2"] and means["plain"]["free"]["right"].mean == pytest.approx(11 / 12)
 
+    def test_other_references_are_scored_again(self, tmp_path):
+        """Those of another program's pictures of the first subject, which no cases.jsonl tells of; the rest is kept."""
+        folder, out = rival(tmp_path), tmp_path / "out"
+        run(out, phase="score", images=folder)
+        again = Colours(ground="navy")
+        run(out, benchmark=again, phase="score", images=folder)
+        assert again.looked_at == ["c-0", "c-0", "c-1", "c-1"]
+
     def test_other_eyes_score_all_again(self, tmp_path):
+        """What the first ones saw is kept, and need not be seen again."""
         run(tmp_path, ColourPainter())
-        again = Colours()
-        again.checkpoints = ("someone/eyes@2",)
+        again, before = Colours(), Colours()
+        again.eyes = "someone/eyes@2"
         run(tmp_path, benchmark=again, phase="score")
-        assert len(again.looked_at) == 12
+        run(tmp_path, benchmark=before, phase="score")
+        assert len(again.looked_at) == 12 and before.looked_at == []
 
     def test_scores_of_older_code_are_made_anew(self, tmp_path):
-        """Lines of before there were versions have none; a further figure is in every line then."""
-        older, newer = Colours(), Colours()
-        older.checkpoints, newer.checkpoints = (), ("colours@2",)
-        run(tmp_path, ColourPainter(), benchmark=older)
-        run(tmp_path, benchmark=newer, phase="score")
-        assert len(newer.looked_at) == 12 and {*map(str, (line["checkpoints"] for line in lines(tmp_path)))} == {
-            "['colours@2']"
-        }
+        """It wrote all scores of a picture side by side, and not by what: nothing of them is taken over."""
+        run(tmp_path, ColourPainter())
+        older = [{**line, "scores": {"right": 0.5}} for line in lines(tmp_path)]
+        for line in older:
+            del line["found"], line["references"]
+        (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older))
+        newer = Colours()
+        means = run(tmp_path, benchmark=newer, phase="score")
+        assert len(newer.looked_at) == len(lines(tmp_path)) == 12 and means["plain"]["free"]["right"].mean == 1
 
     def test_scores_of_other_calls_are_kept(self, tmp_path):
         """Fewer cases and a single seed: only their figures are told, and nothing is scored twice."""

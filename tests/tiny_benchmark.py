@@ -19,7 +19,7 @@ class Colours:
     parts = {"plain": "one colour"}  # noqa: RUF012
     identity, obedience = "likeness", "right"
     figures = (Figure(name="likeness", heading="likeness", unit="%"), Figure(name="right", heading="right", unit="%"))
-    checkpoints = ("someone/eyes@1",)
+    eyes = "someone/eyes@1"
     square = False
 
     def __init__(self, ground="gray"):
@@ -37,6 +37,10 @@ class Colours:
 
     def truth(self, case):
         return Image.new("RGB", (8, 8), case.prompt)
+
+    @property
+    def scorers(self):
+        return {self.eyes: self.score}
 
     def score(self, case, pictures):
         self.looked_at += [case.name] * len(pictures)

@@ -1,6 +1,6 @@
 """The emoji benchmark: unseen subjects in scenes whose truth can be rendered, so that all it measures is exact."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.sightings import POSES_SEEN
 from subjectgen.data.subjects import load_subjects
 from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene, choice, random_scene
-from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
+from subjectgen.evaluate.cases import Case, Figure, Painting, Scored, Scorer
 from subjectgen.evaluate.emoji_scores import FIGURES, answers, by_pose, closeness
 from subjectgen.evaluate.sheet import picture_of
 from subjectgen.evaluate.shown import Pixels, SceneReader, box_mask, errors_of, psnr
@@ -60,7 +60,6 @@ class EmojiBenchmark:
     figures: tuple[Figure, ...] = FIGURES
     identity: str | None = "identity"
     obedience: str | None = "obedience"
-    checkpoints: tuple[str, ...] = (VERSION,)
 
     def __init__(
         self, num_prompts: int, cutouts: Path | None = None, parts: Sequence[str] = ("one",), *, unseen: bool = True
@@ -88,6 +87,10 @@ class EmojiBenchmark:
 
     def truth(self, case: EmojiCase) -> Image.Image:
         return picture_of(self.rendered(case))
+
+    @property
+    def scorers(self) -> Mapping[str, Scorer]:
+        return {VERSION: self.score}
 
     def score(self, case: EmojiCase, pictures: Sequence[Image.Image]) -> list[Scored]:
         """Of pictures of a case. Those of another size are resized; raises ValueError if one is not square."""

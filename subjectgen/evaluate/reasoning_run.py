@@ -157,16 +157,20 @@ def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
         )
     run = read_run(out / MODEL)
     pictures = score(benchmark, painted, out, run.sha256)
-    plans = [line for case in benchmark.cases for line in plan_lines(benchmark, case, read_plan(out, case))]
-    lines = [*({"benchmark": benchmark.name, **line, "model": run.sha256} for line in plans), *pictures]
-    write_lines(out / SCORES, (read_lines(out / SCORES) | {key_of(line): line for line in lines}).values())
+    plans = [
+        {"benchmark": benchmark.name, **line, "model": run.sha256}
+        for case in benchmark.cases
+        for line in plan_lines(benchmark, case, read_plan(out, case))
+    ]
+    write_lines(out / SCORES, (read_lines(out / SCORES) | {key_of(line): line for line in plans}).values())
+    lines = [*plans, *pictures]
     means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, out)
     about = facts_of(run) | {
         "pictures": f"{len(painted)} of {len(painted)}",
         "command": order.command,
         "sha256 of the cases": pictures_hash(painted),
         "sha256 of the references": references_hash(benchmark),
-        "scored by": ", ".join(benchmark.checkpoints),
+        "scored by": ", ".join(benchmark.scorers),
     }
     write_table(out, means, about)
     with whole_file(out / SHEET) as temporary:

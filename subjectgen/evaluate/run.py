@@ -174,7 +174,7 @@ def _score(
         "command": order.command,
         "sha256 of the cases": pictures_hash(there),
         "sha256 of the references": references_hash(benchmark),
-        "scored by": ", ".join(benchmark.checkpoints),
+        "scored by": ", ".join(benchmark.scorers),
     }
     means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, there)
     write_table(out, means, about)

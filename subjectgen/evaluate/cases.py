@@ -26,7 +26,7 @@ class Case:
 
     name: str  # no other case of the benchmark has it; names of files begin with it
     part: str  # figures are of one part
-    subject: str  # the first, if there are several: intervals are over these
+    subject: str  # of several the first, or their names as one: intervals are over these
     prompt: str
     seed: int  # of its first picture
 

@@ -23,7 +23,7 @@ from subjectgen.pipeline import SubjectPipeline
 SEED = 2605
 PARTS = {
     "one": "one subject, from one photograph",
-    "two": "two subjects, from one photograph each",
+    "two": "two subjects, from one photograph each; intervals are over pairs, as if none shared a subject: too narrow",
     "photographs": "the ceiling: real photographs, each against all others of its subject",
     "others": "the floor: real photographs, each against one of another subject",
 }

@@ -186,6 +186,10 @@ class TestOrder:
         ("order", "words"),
         [
             ({"phase": "draw"}, "--phase 'draw' is no phase: expected all, cases, paint, score"),
+            (
+                {"stages": ("free", "mild")},
+                "--stages 'mild' is none: expected mllm-only, free, paper, faithful, default",
+            ),
             ({"shard": Shard(index=1, count=2)}, "--shard with --phase all: expected --phase paint"),
             ({"phase": "paint", "images": "x"}, "--images with --phase paint"),
         ],
@@ -225,6 +229,32 @@ class TestPaint:
         order = Order(**ONE, settings=Settings(size=(128, 64)))
         with pytest.raises(ValueError, match="--size 128x64 with colours: expected equal width and height"):
             evaluate(square, tmp_path, order, never)
+
+    def test_a_run_that_failed_binds_nobody(self, tmp_path):
+        """A size that does not fit is refused before anything is written; nor does a run bind that painted nothing."""
+        with pytest.raises(ValueError, match=r"size 10x10 .* does not fit this model: .* multiples of 4"):
+            run(tmp_path, ColourPainter(), phase="paint", settings=Settings(size=(10, 10)))
+        assert not (tmp_path / "run.json").exists()
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, Interrupted(0), phase="paint", stages=("paper",), settings=Settings(steps=5))
+        assert list(run(tmp_path, ColourPainter(weight=2.0))["plain"]) == ["free"]
+        with pytest.raises(ValueError, match="steps is 5 and was 3"):
+            run(tmp_path, ColourPainter(weight=2.0), phase="paint", settings=Settings(steps=5))
+
+    def test_no_pixels_are_no_size(self, tmp_path):
+        with pytest.raises(ValueError, match="height=0 is not a size"):
+            run(tmp_path, ColourPainter(), phase="paint", settings=Settings(size=(0, 0)))
+
+    def test_guidance(self, tmp_path):
+        """The model's own, or the one that is asked for; another one does not mix in."""
+        own, other = ColourPainter(), ColourPainter()
+        run(tmp_path / "own", own, phase="paint")
+        run(tmp_path / "other", other, phase="paint", settings=Settings(guidance_scale=5.0))
+        assert {each.guidance_scale for each in own.calls} == {2.0} and other.calls[0].guidance_scale == 5.0
+        with pytest.raises(ValueError, match=r"guidance_scale is 5\.0 and was 2\.0 for the pictures in --out"):
+            run(tmp_path / "own", ColourPainter(), phase="paint", settings=Settings(guidance_scale=5.0))
+        with pytest.raises(ValueError, match="--guidance-scale nan: expected a finite number"):
+            Settings(guidance_scale=float("nan"))
 
     @pytest.mark.parametrize("inside", ["", "further/inside"])
     def test_out_is_a_file(self, tmp_path, inside):
@@ -325,6 +355,12 @@ class TestPaint:
         pipe = ColourPainter()
         means = run(tmp_path, pipe, stages=("paper",))
         assert len(pipe.calls) == 12 and list(means["plain"]) == ["free", "paper"]
+
+    def test_the_models_own_stages_keep_their_name(self, tmp_path):
+        """Whichever are painted later; where they came later themselves they have a name from then on."""
+        for names, known in ((("paper",), "default"), (("free",), "free"), (("faithful",), "free")):
+            run(tmp_path, ColourPainter(), phase="paint", stages=names)
+            assert json.loads((tmp_path / "run.json").read_text())["default"] == known
 
     def test_what_another_program_needs(self, tmp_path):
         evaluate(Colours(), tmp_path, Order(**ONE, phase="cases"), never)

@@ -74,15 +74,20 @@ class ColourPainter(SubjectPipeline):
         return {"net": self.net}
 
     @property
+    def limits(self):
+        return SimpleNamespace(size_multiple=4)
+
+    @property
     def device(self):
         return torch.device("cpu")
 
     def set_progress_bar_config(self, **_):
         pass
 
-    def __call__(self, prompts, references, *, stages, width, height, num_inference_steps, generator):
+    def __call__(self, prompts, references, *, stages, width, height, num_inference_steps, guidance_scale, generator):
         seeds = [each.initial_seed() for each in generator]
-        self.calls.append(SimpleNamespace(prompts=prompts, references=references, stages=stages, seeds=seeds))
+        asked = {"references": references, "stages": stages, "guidance_scale": guidance_scale}
+        self.calls.append(SimpleNamespace(prompts=prompts, seeds=seeds, **asked))
         painted = ["black" if seed in self.wrong else prompt for prompt, seed in zip(prompts, seeds, strict=True)]
         return SimpleNamespace(images=[Image.new("RGB", (width, height), colour) for colour in painted])
 

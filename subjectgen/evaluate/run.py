@@ -25,6 +25,8 @@ from subjectgen.evaluate.generation import (
     STAGES,
     Run,
     Settings,
+    binds,
+    check_stages,
     facts_of,
     joined,
     paint,
@@ -67,6 +69,7 @@ class Order:
 
     def __post_init__(self):
         check_phase(self.phase, PHASES, self.shard)
+        check_stages(self.stages)
         if self.images is not None and self.phase in ("cases", "paint"):
             raise ValueError(
                 f"--images with --phase {self.phase}: expected --phase score, as they are painted already."
@@ -116,7 +119,7 @@ def paint_all(pipe: SubjectPipeline, benchmark: Benchmark, out: Path, order: Ord
     """
     pipe.set_progress_bar_config(disable=True)
     run = run_of(pipe, benchmark, order.model, order.stages, order.settings)
-    if (out / RUN).exists():
+    if binds(out / RUN, out / PICTURES):
         write_run(out / RUN, joined(read_run(out / RUN), run))
     else:
         write_run(out / RUN, replace(run, measured=benchmark.measure(pipe)))
@@ -170,6 +173,7 @@ def _score(
         note_folder(out, order.images)
     lines, asked = score(benchmark, [*there, *benchmark.photographs()], out, model), asked_of_parts(wanted, there)
     about |= {
+        "benchmark": benchmark.name,
         "pictures": f"{len(there)} of {len(wanted)}",
         "command": order.command,
         "sha256 of the cases": pictures_hash(there),

@@ -33,6 +33,7 @@ from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
 from subjectgen.cli.metrics import JudgeOptions, open_metrics
 from subjectgen.cli.model import open_model
+from subjectgen.data.subjects import is_unseen
 from subjectgen.evaluate.cases import Shard
 from subjectgen.evaluate.sheet import GAP, LINE
 from subjectgen.extras import MissingExtraError
@@ -620,6 +621,21 @@ class TestEvaluate:
         assert not painter.opened
         assert open_pipe() is painter and painter.opened[0]["offload"] == "model"
 
+    def test_settings_are_chosen_on_trained_subjects(self, done: list[Any], tmp_path: Path):
+        folder = cutout_folder(tmp_path / "animals", seen=60, unseen=60)
+        run("evaluate", "emoji", "--cutouts", str(folder), "--num-prompts", "2", "--seen", "--guidance-scale", "3")
+        benchmark, _, order, _ = done
+        assert not any(map(is_unseen, benchmark.renderer.names)) and order.settings.guidance_scale == 3
+
+    def test_reasoning(self, monkeypatch: pytest.MonkeyPatch, painter: Painter, cutouts: Path):
+        done: list[Any] = []
+        monkeypatch.setattr("subjectgen.evaluate.reasoning_run.evaluate", lambda *given: done.extend(given))
+        run("evaluate", "reasoning", "--cutouts", str(cutouts), "--num-prompts", "1", "--num-riddles", "1", "--adapter",
+            "further", "--offload", "model", "--quantization", "int8", "--guidance-scale", "3")  # fmt: skip
+        *_, order, open_pipe = done
+        assert (order.settings.guidance_scale, order.settings.batch_size) == (3, 20) and open_pipe() is painter
+        assert painter.opened[0].items() >= {"adapter": "further", "offload": "model", "quantization": "int8"}.items()
+
     def test_a_shard_of_a_part(self, done: list[Any], painter: Painter, cutouts: Path):
         run("evaluate", "emoji", "--cutouts", str(cutouts), "--part", "two", "--num-prompts", "4", "--num-seeds", "1",
             "--phase", "paint", "--shard", "2/3", "--stages", "free", "--steps", "5", "--size", "64")  # fmt: skip
@@ -665,6 +681,7 @@ class TestEvaluate:
         [
             ("--stages", "free"), ("--model", "mini"), ("--steps", "3"), ("--size", "64"), ("--adapter", "nope"),
             ("--quantization", "none"), ("--offload", "none"), ("--batch-size", "20"), ("--compile",),
+            ("--guidance-scale", "3"),
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("done_by", [("--phase", "score"), ("--phase", "cases"), ("--images", "painted")])

@@ -32,8 +32,8 @@ SEED = 2605  # of prompts and noise; training never draws from it
 PARTS = {
     "one": "one subject, asked for in wordings that were trained on",
     "wordings": "the first of these scenes, subjects and seeds, in wordings never trained on",
-    "two": "two subjects",
-    "three": "three subjects",
+    "two": "two subjects; intervals are over the first of them",
+    "three": "three subjects; intervals are over the first of them",
     "copying": "one subject, whose reference shows another ground, place, size and turn than is asked for",
 }
 
@@ -54,7 +54,6 @@ class EmojiBenchmark:
     rendered alternative, pose and copying only where it can be seen; several subjects count as their mean.
     """
 
-    name = "emoji"
     parts = PARTS
     square = True
     figures: tuple[Figure, ...] = FIGURES
@@ -65,6 +64,7 @@ class EmojiBenchmark:
         self, num_prompts: int, cutouts: Path | None = None, parts: Sequence[str] = ("one",), *, unseen: bool = True
     ):
         """Raises ValueError for an unknown part, or where there are too few subjects."""
+        self.name = "emoji" if unseen else "emoji, trained subjects"  # a fact of every run and line
         subjects = load_subjects(cutouts=cutouts).split(unseen=unseen)
         if len(subjects.names) < NUM_SUBJECTS:
             raise ValueError(

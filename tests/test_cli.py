@@ -652,6 +652,40 @@ class TestEvaluate:
         assert [case.part for case in benchmark.cases] == ["one"] * 5 + ["two"] * 5 and not benchmark.figures
         assert (out, order.model, order.num_seeds) == (Path("out/dreambench"), "qwen-image-2.1", 4)
 
+    def test_metrics_reach_the_device_when_they_are_asked(
+        self, done: list[Any], painter: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """What they lack is told before painting; where nothing is painted they are there at once."""
+        devices: list[str] = []
+
+        class Eyes:
+            names, checkpoints = ("dino_i",), ("eyes@1",)
+
+            def __call__(self, pictures: Any, *_: Any) -> list[dict[str, float]]:
+                return [{"dino_i": 0.5} for _ in pictures]
+
+        def opened(device: Any, **_: Any) -> Any:
+            devices.append(str(device))
+            if (tmp_path / "lost").exists():
+                raise WeightsError("DINO is not on this machine")
+            return Eyes()
+
+        monkeypatch.setattr("subjectgen.evaluate.metrics.similarity.DinoSimilarity.from_pretrained", opened)
+        monkeypatch.setattr("subjectgen.placement.best_device", lambda: "accelerator")
+        dreambench = ("evaluate", "dreambench", "--data", str(photograph_folder(tmp_path / "data")), "--metric", "dino")
+        run(*dreambench, "--num-prompts", "1")
+        benchmark = done[0]
+        assert devices == ["cpu"] and list(benchmark.scorers) == ["dino_i by eyes@1"]
+        for _ in range(2):
+            (score,) = benchmark.scorers.values()
+            assert score(benchmark.cases[0], [Image.new("RGB", (8, 8))])[0].scores == {"dino_i": 0.5}
+        assert devices == ["cpu", "accelerator"]
+        run(*dreambench, "--num-prompts", "1", "--phase", "score")
+        assert devices[2:] == ["accelerator"]
+        (tmp_path / "lost").touch()
+        refused(*dreambench, words=("DINO is not on this machine",))
+        assert not painter.opened
+
     def test_refused(self, painter: Painter, cutouts: Path, tmp_path: Path):
         refused("evaluate", "emoji", "--shard", "2", words=("--shard '2'", "expected i/n"))
         refused("evaluate", "emoji", "--shard", "1/2", words=("--phase paint",))
@@ -664,6 +698,7 @@ class TestEvaluate:
             *dreambench, "--phase", "paint", "--metric", "dino", words=("--metric with --phase paint", "is scored here")
         )
         refused(*dreambench, "--metric", "dion", words=("'dion' is no metric",))
+        refused(*dreambench, "--metric", "dino", "--metric", "dino=folder", words=("--metric dino is given more than",))
         refused(*dreambench, "--judge-model", "eyes", words=("--judge-model", "without --metric judge"))
         refused(
             *dreambench, "--metric", "judge", "--judge-scale", "taste", words=("--judge-scale 'taste'", "omnicontext")

@@ -160,7 +160,7 @@ def dreambench(
     judge, asked = JudgeOptions(model=judge_model, url=judge_url, scale=judge_scale), metric or ("dino", "clip")
     check_metrics(asked, judge)
     data = whole_data(data)
-    metrics = open_metrics(asked, judge) if order.scores else ()
+    metrics = open_metrics(asked, judge, later=order.paints) if order.scores else ()
     benchmark = DreamBench(data, metrics, part or PAINTED, num_prompts)
     options = (adapter, quantization, offload, attention_backend, compile)
     evaluate(benchmark, out, order, lambda: open_model(model, *options))

@@ -1,5 +1,6 @@
 """A benchmark from its cases to its report, in two phases, paint and score, that share files alone."""
 
+import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,6 +97,7 @@ def evaluate(benchmark: Benchmark, out: Path, order: Order, open_pipe: Callable[
         write_cases(benchmark, out, order.num_seeds)
     if order.paints:
         paint_all(open_pipe(), benchmark, out, order)
+        gc.collect()  # a pipeline with hooks is in cycles, and its memory is for what scores now
     if not order.scores:
         return {}
     if order.images is not None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from subjectgen.evaluate.pictures import pictures_named
 from subjectgen.evaluate.plots import COLOURS, by_subject, curve, svg_of
 from subjectgen.evaluate.run import Order, evaluate, in_order
 from subjectgen.evaluate.scoring import read_lines
-from subjectgen.evaluate.table import caption, means_of, print_table, told
+from subjectgen.evaluate.table import caption, differences_of, means_of, print_table, told
 from subjectgen.extras import MissingExtraError
 from subjectgen.generate.stages import STAGE_PRESETS, Stage
 
@@ -613,7 +614,7 @@ class TestReport:
 
     def test_the_page_holds_everything_and_loads_nothing(self, out):
         page = Page((out / "report.html").read_text())
-        assert page.tags.count("svg") == 2 and page.tags.count("img") == 1 and page.tags.count("table") == 1
+        assert page.tags.count("svg") == 2 and page.tags.count("img") == 1 and page.tags.count("table") == 2
         assert all(source.startswith(("#", "data:image/webp;base64,")) for source in page.sources)
         text = (out / "report.html").read_text()
         assert {"script", "link", "iframe"}.isdisjoint(page.tags) and "@import" not in text
@@ -621,6 +622,35 @@ class TestReport:
         for words in ("free", "paper", "right, %", "subjectgen evaluate colours", "s0", "s1", "s2", "someone/eyes@1"):
             assert words in page.words
         assert any(words.startswith("83.3 (") for words in page.words)
+
+    def test_differences_are_of_the_same_pictures(self):
+        """By hand, of six subjects: the second column is .1 better in each, a figure that one column lacks is none."""
+        first, second = (
+            [
+                {
+                    "part": "plain", "stages": name, "case": f"c-{i}", "number": 0, "subject": f"s{i}",
+                    "scores": {"right": i / 10 + more + i % 2 * more, **({"likeness": 1.0} if more else {})},
+                }
+                for i in range(6)
+            ]
+            for name, more in (("free", 0.0), ("paper", 0.1))
+        )  # fmt: skip
+        found = differences_of(Colours(), [*first, *second[::-1]])["plain"]
+        assert list(found) == ["paper - free"] and list(found["paper - free"]) == ["right"]
+        gain, arm = found["paper - free"]["right"], 2.571 * np.std([0.1, 0.2] * 3, ddof=1) / np.sqrt(6)
+        assert (gain.mean, gain.count) == (pytest.approx(0.15), 6)
+        assert (gain.low, gain.high) == pytest.approx((0.15 - arm, 0.15 + arm), rel=1e-3)
+        turned = differences_of(Colours(), [*first, *second], own="paper")["plain"]
+        assert turned["free - paper"]["right"].mean == pytest.approx(-0.15)
+        assert differences_of(Colours(), first) == differences_of(Colours(), [*first[:3], *second[3:]]) == {}
+
+    def test_differences_are_told(self, out, tmp_path, capsys):
+        """To the model's own stages, everywhere."""
+        table = json.loads((out / "table.json").read_text())
+        assert list(table["differences"]["plain"]) == ["paper - free"]
+        assert "paper - free" in Page((out / "report.html").read_text()).words
+        run(shutil.copytree(out, tmp_path / "out"), phase="score")
+        assert "paper - free" in capsys.readouterr().out
 
     def test_what_was_measured_has_a_name_for_good(self, out):
         """By hand: names, subjects, prompts, seeds and numbers of pictures. Another prompt or number is another one."""

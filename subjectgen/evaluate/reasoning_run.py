@@ -39,7 +39,7 @@ from subjectgen.evaluate.report import write_report
 from subjectgen.evaluate.run import SHEET, SHEET_ROWS, WHOLE
 from subjectgen.evaluate.scoring import SCORES, Line, key_of, read_lines, score, write_lines
 from subjectgen.evaluate.sheet import captioned_sheet
-from subjectgen.evaluate.table import Means, means_of, print_table, write_table
+from subjectgen.evaluate.table import EVERYTHING, Means, differences_of, means_of, print_table, write_table
 from subjectgen.files import whole_file
 from subjectgen.images import load_image
 from subjectgen.pipeline import SubjectPipeline
@@ -183,7 +183,8 @@ def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
     ]
     write_lines(out / SCORES, (read_lines(out / SCORES) | {key_of(line): line for line in plans}).values())
     lines = [*plans, *pictures]
-    means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, out)
+    means, differences = means_of(benchmark, lines), differences_of(benchmark, lines)
+    sheet = contact_sheet(benchmark, out)
     about = facts_of(run) | {
         "pictures": f"{len(painted)} of {len(painted)}",
         "command": order.command,
@@ -191,11 +192,11 @@ def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
         "sha256 of the references": references_hash(benchmark),
         "scored by": ", ".join(benchmark.scorers),
     }
-    write_table(out, means, about)
+    write_table(out, means, about, differences)
     with whole_file(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
-    write_report(out, benchmark, means, lines, sheet, about)
-    print_table(benchmark, means)
+    write_report(out, benchmark, means, lines, sheet, about, EVERYTHING, differences)
+    print_table(benchmark, means, EVERYTHING, differences)
     return means
 
 

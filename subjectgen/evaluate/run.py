@@ -40,7 +40,7 @@ from subjectgen.evaluate.plots import check_plots, curve, save_png
 from subjectgen.evaluate.report import REPORT, write_report
 from subjectgen.evaluate.scoring import score
 from subjectgen.evaluate.sheet import captioned_sheet, side_by_side
-from subjectgen.evaluate.table import Means, means_of, print_table, write_table
+from subjectgen.evaluate.table import Means, differences_of, means_of, print_table, write_table
 from subjectgen.files import whole_file
 from subjectgen.images import load_image
 from subjectgen.pipeline import SubjectPipeline
@@ -183,12 +183,13 @@ def _score(
         "scored by": ", ".join(benchmark.scorers),
     }
     means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, there)
-    write_table(out, means, about)
+    differences = differences_of(benchmark, lines, str(about.get("stages of its own", "")))
+    write_table(out, means, about, differences)
     with whole_file(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
     write_curve(out, benchmark, means)
-    write_report(out, benchmark, means, lines, sheet, about, asked)
-    print_table(benchmark, means, asked)
+    write_report(out, benchmark, means, lines, sheet, about, asked, differences)
+    print_table(benchmark, means, asked, differences)
     print(out / REPORT)
     return means
 

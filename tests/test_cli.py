@@ -33,6 +33,7 @@ from subjectgen.cli.compare import CELL
 from subjectgen.cli.generate import numbered, parse_size
 from subjectgen.cli.metrics import JudgeOptions, open_metrics
 from subjectgen.cli.model import open_model
+from subjectgen.data.subjects import is_unseen
 from subjectgen.evaluate.cases import Shard
 from subjectgen.evaluate.sheet import GAP, LINE
 from subjectgen.extras import MissingExtraError
@@ -666,6 +667,21 @@ class TestEvaluate:
         assert not painter.opened
         assert open_pipe() is painter and painter.opened[0]["offload"] == "model"
 
+    def test_settings_are_chosen_on_trained_subjects(self, done: list[Any], tmp_path: Path):
+        folder = cutout_folder(tmp_path / "animals", seen=60, unseen=60)
+        run("evaluate", "emoji", "--cutouts", str(folder), "--num-prompts", "2", "--seen", "--guidance-scale", "3")
+        benchmark, _, order, _ = done
+        assert not any(map(is_unseen, benchmark.renderer.names)) and order.settings.guidance_scale == 3
+
+    def test_reasoning(self, monkeypatch: pytest.MonkeyPatch, painter: Painter, cutouts: Path):
+        done: list[Any] = []
+        monkeypatch.setattr("subjectgen.evaluate.reasoning_run.evaluate", lambda *given: done.extend(given))
+        run("evaluate", "reasoning", "--cutouts", str(cutouts), "--num-prompts", "1", "--num-riddles", "1", "--adapter",
+            "further", "--offload", "model", "--quantization", "int8", "--guidance-scale", "3")  # fmt: skip
+        *_, order, open_pipe = done
+        assert (order.settings.guidance_scale, order.settings.batch_size) == (3, 20) and open_pipe() is painter
+        assert painter.opened[0].items() >= {"adapter": "further", "offload": "model", "quantization": "int8"}.items()
+
     def test_a_shard_of_a_part(self, done: list[Any], painter: Painter, cutouts: Path):
         run("evaluate", "emoji", "--cutouts", str(cutouts), "--part", "two", "--num-prompts", "4", "--num-seeds", "1",
             "--phase", "paint", "--shard", "2/3", "--stages", "free", "--steps", "5", "--size", "64")  # fmt: skip
@@ -682,6 +698,40 @@ class TestEvaluate:
         assert [case.part for case in benchmark.cases] == ["one"] * 5 + ["two"] * 5 and not benchmark.figures
         assert (out, order.model, order.num_seeds) == (Path("out/dreambench"), "qwen-image-2.1", 4)
 
+    def test_metrics_reach_the_device_when_they_are_asked(
+        self, done: list[Any], painter: Painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """What they lack is told before painting; where nothing is painted they are there at once."""
+        devices: list[str] = []
+
+        class Eyes:
+            names, checkpoints = ("dino_i",), ("eyes@1",)
+
+            def __call__(self, pictures: Any, *_: Any) -> list[dict[str, float]]:
+                return [{"dino_i": 0.5} for _ in pictures]
+
+        def opened(device: Any, **_: Any) -> Any:
+            devices.append(str(device))
+            if (tmp_path / "lost").exists():
+                raise WeightsError("DINO is not on this machine")
+            return Eyes()
+
+        monkeypatch.setattr("subjectgen.evaluate.metrics.similarity.DinoSimilarity.from_pretrained", opened)
+        monkeypatch.setattr("subjectgen.placement.best_device", lambda: "accelerator")
+        dreambench = ("evaluate", "dreambench", "--data", str(photograph_folder(tmp_path / "data")), "--metric", "dino")
+        run(*dreambench, "--num-prompts", "1")
+        benchmark = done[0]
+        assert devices == ["cpu"] and list(benchmark.scorers) == ["dino_i by eyes@1"]
+        for _ in range(2):
+            (score,) = benchmark.scorers.values()
+            assert score(benchmark.cases[0], [Image.new("RGB", (8, 8))])[0].scores == {"dino_i": 0.5}
+        assert devices == ["cpu", "accelerator"]
+        run(*dreambench, "--num-prompts", "1", "--phase", "score")
+        assert devices[2:] == ["accelerator"]
+        (tmp_path / "lost").touch()
+        refused(*dreambench, words=("DINO is not on this machine",))
+        assert not painter.opened
+
     def test_refused(self, painter: Painter, cutouts: Path, tmp_path: Path):
         refused("evaluate", "emoji", "--shard", "2", words=("--shard '2'", "expected i/n"))
         refused("evaluate", "emoji", "--shard", "1/2", words=("--phase paint",))
@@ -694,6 +744,7 @@ class TestEvaluate:
             *dreambench, "--phase", "paint", "--metric", "dino", words=("--metric with --phase paint", "is scored here")
         )
         refused(*dreambench, "--metric", "dion", words=("'dion' is no metric",))
+        refused(*dreambench, "--metric", "dino", "--metric", "dino=folder", words=("--metric dino is given more than",))
         refused(*dreambench, "--judge-model", "eyes", words=("--judge-model", "without --metric judge"))
         refused(
             *dreambench, "--metric", "judge", "--judge-scale", "taste", words=("--judge-scale 'taste'", "omnicontext")
@@ -711,6 +762,7 @@ class TestEvaluate:
         [
             ("--stages", "free"), ("--model", "mini"), ("--steps", "3"), ("--size", "64"), ("--adapter", "nope"),
             ("--quantization", "none"), ("--offload", "none"), ("--batch-size", "20"), ("--compile",),
+            ("--guidance-scale", "3"),
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("done_by", [("--phase", "score"), ("--phase", "cases"), ("--images", "painted")])

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from tiny_benchmark import ColourPainter, photograph_folder
 
-from subjectgen.evaluate.dreambench import DreamBench
+from subjectgen.evaluate.cases import Scored
+from subjectgen.evaluate.dreambench import DreamBench, photograph
 from subjectgen.evaluate.dreambench_prompts import CLASSES, LIVE, PAIRS, REFERENCES, prompts_of, prompts_of_pair
 from subjectgen.evaluate.run import Order, evaluate
+from subjectgen.evaluate.scoring import score
 from subjectgen.evaluate.table import by_figure, told
 
 
@@ -50,6 +52,18 @@ class Talker:
     def __call__(self, pictures, references, prompts):
         self.answers = [{"prompt": f"No {prompt}. Score: 0"} for prompt in prompts]
         return [{"judge_prompt": 0.0} for _ in pictures]
+
+
+def scored(benchmark, case, pictures):
+    """What all scorers find, a Scored a picture."""
+    by_scorer = [score(case, pictures) for score in benchmark.scorers.values()]
+    return [
+        Scored(
+            scores={name: value for one in each for name, value in one.scores.items()},
+            answers={name: words for one in each for name, words in one.answers.items()},
+        )
+        for each in zip(*by_scorer, strict=True)
+    ]
 
 
 def near(first, second):
@@ -134,12 +148,13 @@ class TestScores:
     def test_one_and_two(self, data):
         benchmark = DreamBench(data, [Eyes(), Talker()], ("one", "two"), num_prompts=1)
         one, two = benchmark.cases
-        found = benchmark.score(one, [*benchmark.references(one), Image.new("RGB", (4, 4), "white")])
+        found = scored(benchmark, one, [*benchmark.references(one), Image.new("RGB", (4, 4), "white")])
         assert [each.scores["dino_i"] for each in found] == [1, 0]
         assert found[0].scores["clip_t"] == len("a backpack in the jungle") / 100
         assert found[0].answers == {"prompt": "No a backpack in the jungle. Score: 0"}
-        assert benchmark.score(two, benchmark.references(two)[:1])[0].scores["dino_i"] == 0.5
-        assert benchmark.checkpoints == ("someone/eyes@1", "someone/talker@1")
+        assert scored(benchmark, two, benchmark.references(two)[:1])[0].scores["dino_i"] == 0.5
+        eyes, talker = "dino_i, clip_t by someone/eyes@1", "judge_prompt by someone/talker@1"
+        assert list(benchmark.scorers) == [eyes, talker]
         assert (benchmark.identity, benchmark.obedience) == ("dino_i", "clip_t")
         assert DreamBench(data, [Talker()]).identity is None
 
@@ -150,7 +165,7 @@ class TestScores:
         assert len(paintings) == 158 and {len(each.case.files) for each in paintings} == {3, 4, 5}
         assert all(each.file not in each.case.files for each in paintings)
         cats = [each for each in paintings if each.case.subject == "cat"]
-        found = [benchmark.score(each.case, [Image.open(each.file)])[0] for each in cats]
+        found = [scored(benchmark, each.case, [Image.open(each.file)])[0] for each in cats]
         assert [each.scores.pop("dino_i") for each in found] == [0, 0.75, 0.75, 0.75, 0.75]
         assert [each.scores for each in found] == [{"patch_recall": 0.25, "pose_confidence": 0.5}] * 5
         assert all(each.answers == {} for each in found)
@@ -171,7 +186,9 @@ class TestScores:
         assert floor["dino_i"].count == 30 and floor["dino_i"].mean == 0
         assert "clip_t" not in ceiling and means["one"]["free"]["dino_i"].mean == 0
         lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-        assert len(lines) == 3 * 2 + 158 + 30 and lines[0]["answers"]["prompt"].startswith("No a backpack")
+        assert len(lines) == 3 * 2 + 158 + 30 and len(lines[0]["found"]) == 2
+        said = lines[0]["found"]["judge_prompt by someone/talker@1"]["answers"]["prompt"]
+        assert said.startswith("No a backpack")
         assert "photographs" in (tmp_path / "report.html").read_text()
         nobody = [(line["model"], line["seed"]) for line in lines if line["stages"] == "photographs"]
         assert set(nobody) == {(None, None)} and all(line["model"] for line in lines if line["stages"] == "free")
@@ -193,9 +210,57 @@ class TestScores:
             assert len(asked) == number
             asked.clear()
         lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-        assert [line["answers"] for line in lines if line["part"] == "one"] == [
-            {"prompt": "No. Score: 0"}, {"prompt": "No."},
+        said = [each["answers"] for line in lines if line["part"] == "one" for each in line["found"].values()]
+        assert said == [{"prompt": "No. Score: 0"}, {"prompt": "No."}]
+
+    def test_further_metrics_look_alone(self, data, tmp_path):
+        """A judge that has answered is not asked again, in whichever order metrics come, nor when they are left out."""
+        asked = []
+
+        class Costly(Talker):
+            def __call__(self, pictures, references, prompts):
+                asked.extend(prompts)
+                return super().__call__(pictures, references, prompts)
+
+        found = []
+        for metrics in ([Costly()], [Eyes(), Costly()], [Eyes()], [Copies(), Costly(), Eyes()]):
+            order = Order(model="painter", stages=("free",), num_seeds=1)
+            found.append(evaluate(DreamBench(data, metrics, num_prompts=2), tmp_path, order, lambda: Gray())["one"])
+        assert len(asked) == 2
+        assert [sorted(means["free"]) for means in found] == [
+            ["judge_prompt"], ["clip_t", "dino_i", "judge_prompt"], ["clip_t", "dino_i"],
+            ["clip_t", "dino_i", "judge_prompt", "patch_recall", "pose_confidence"],
         ]  # fmt: skip
+        line = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
+        assert len(line["found"]) == 3 and line["found"]["judge_prompt by someone/talker@1"]["answers"]
+
+    def test_two_metrics_that_look_with_one_network(self, data, tmp_path):
+        """As DINO-I and patch recall do: what one has found is not all that the other finds."""
+
+        class Alike(Copies):
+            checkpoints = Eyes.checkpoints
+
+        order = Order(model="painter", stages=("free",), num_seeds=1)
+        for metric, name in ((Eyes(), "dino_i"), (Alike(), "patch_recall")):
+            means = evaluate(DreamBench(data, [metric], num_prompts=1), tmp_path, order, lambda: Gray())
+            assert name in means["one"]["free"]
+
+    def test_the_ceiling_depends_on_the_photographs_it_is_against(self, data, tmp_path):
+        """Another first photograph of the can: that one and all that are compared with it are scored again."""
+        some, looked = shutil.copytree(data, tmp_path / "some"), []
+
+        class Counting(Eyes):
+            def __call__(self, pictures, references, prompts):
+                looked.extend(prompts)
+                return super().__call__(pictures, references, prompts)
+
+        benchmark = DreamBench(some, [Counting()], num_prompts=1)
+        score(benchmark, benchmark.photographs(), tmp_path, None)
+        assert len(looked) == 158 + 30
+        Image.new("RGB", (16, 12), "navy").save(some / "can" / "00.jpg")
+        photograph.cache_clear()
+        score(benchmark, benchmark.photographs(), tmp_path, None)
+        assert looked[158 + 30 :] == ["a can"] * 6
 
     def test_refusals_are_told(self, data):
         class Judged(Talker):

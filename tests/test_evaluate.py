@@ -135,7 +135,8 @@ class TestCases:
         folder = cutout_folder(tmp_path, seen=70, unseen=emoji.NUM_SUBJECTS)
         seen, unseen = (EmojiBenchmark(8, folder, unseen=unseen) for unseen in (False, True))
         assert len(seen.renderer.names) == 60 and not any(map(is_unseen, seen.renderer.names))
-        assert all(map(is_unseen, unseen.renderer.names))
+        assert all(map(is_unseen, unseen.renderer.names)) and cases_hash(seen.cases) != cases_hash(unseen.cases)
+        assert (seen.name, unseen.name) == ("emoji, trained subjects", "emoji")
         with pytest.raises(ValueError, match="59 subjects trained on: expected 60"):
             EmojiBenchmark(8, cutout_folder(tmp_path / "fewer", seen=59, unseen=60), unseen=False)
 
@@ -151,7 +152,7 @@ class TestVersion:
             "identity", "posed", "misposed", "closeness", "mixed", "region_psnr", "obedience", "ground", "place",
             "size", "pose", "turned", "copied_ground", "copied_place", "copied_size", "copied_turn",
         ]  # fmt: skip
-        assert benchmark.checkpoints == ("emoji@2",)
+        assert list(benchmark.scorers) == ["emoji@2"]
 
 
 class TestMeasure:

@@ -17,6 +17,7 @@ from subjectgen.data.indirect import with_placement
 from subjectgen.data.world import COLOURS, PLACES, POSES, ROWS
 from subjectgen.evaluate import emoji
 from subjectgen.evaluate.cases import Shard
+from subjectgen.evaluate.generation import Settings
 from subjectgen.evaluate.plan_scores import decision_scores, f1, read_scores
 from subjectgen.evaluate.reasoning import ReasoningBenchmark
 from subjectgen.evaluate.reasoning_run import Order, evaluate, plan_lines
@@ -240,6 +241,21 @@ class TestRun:
         other = reasoning_pipeline(**{"image_size": 128, "num_inference_steps": 1, name: value})
         with pytest.raises(ValueError, match=rf"^{word} is .* and was .* for the pictures in --out"):
             evaluate(small, whole[0], Order(phase="paint"), lambda: other)
+
+    def test_guidance(self, whole, small, pipe, tmp_path, monkeypatch):
+        """It reaches the pictures, and another one than theirs is refused."""
+        scales, order = [], Order(phase="paint", settings=Settings(guidance_scale=3.0))
+        with pytest.raises(ValueError, match=r"^guidance_scale is 3\.0 and was .* for the pictures in --out"):
+            evaluate(small, whole[0], order, lambda: pipe)
+        stock = SubjectPipeline.__call__
+
+        def painted(self, *given, guidance_scale, **options):
+            scales.append(guidance_scale)
+            return stock(self, *given, guidance_scale=1.0, **options)
+
+        monkeypatch.setattr(SubjectPipeline, "__call__", painted)
+        evaluate(small, tmp_path, order, lambda: pipe)
+        assert set(scales) == {3.0} and json.loads((tmp_path / "model.json").read_text())["guidance_scale"] == 3.0
 
     def test_another_scheduler_is_refused(self, whole, small):
         other = reasoning_pipeline(image_size=128, num_inference_steps=1)

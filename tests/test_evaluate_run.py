@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from subjectgen.evaluate.pictures import pictures_named
 from subjectgen.evaluate.plots import COLOURS, by_subject, curve, svg_of
 from subjectgen.evaluate.run import Order, evaluate, in_order
 from subjectgen.evaluate.scoring import read_lines
-from subjectgen.evaluate.table import caption, means_of, print_table, told
+from subjectgen.evaluate.table import caption, differences_of, means_of, print_table, told
 from subjectgen.extras import MissingExtraError
 from subjectgen.generate.stages import STAGE_PRESETS, Stage
 
@@ -186,6 +187,10 @@ class TestOrder:
         ("order", "words"),
         [
             ({"phase": "draw"}, "--phase 'draw' is no phase: expected all, cases, paint, score"),
+            (
+                {"stages": ("free", "mild")},
+                "--stages 'mild' is none: expected mllm-only, free, paper, faithful, default",
+            ),
             ({"shard": Shard(index=1, count=2)}, "--shard with --phase all: expected --phase paint"),
             ({"phase": "paint", "images": "x"}, "--images with --phase paint"),
         ],
@@ -225,6 +230,32 @@ class TestPaint:
         order = Order(**ONE, settings=Settings(size=(128, 64)))
         with pytest.raises(ValueError, match="--size 128x64 with colours: expected equal width and height"):
             evaluate(square, tmp_path, order, never)
+
+    def test_a_run_that_failed_binds_nobody(self, tmp_path):
+        """A size that does not fit is refused before anything is written; nor does a run bind that painted nothing."""
+        with pytest.raises(ValueError, match=r"size 10x10 .* does not fit this model: .* multiples of 4"):
+            run(tmp_path, ColourPainter(), phase="paint", settings=Settings(size=(10, 10)))
+        assert not (tmp_path / "run.json").exists()
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, Interrupted(0), phase="paint", stages=("paper",), settings=Settings(steps=5))
+        assert list(run(tmp_path, ColourPainter(weight=2.0))["plain"]) == ["free"]
+        with pytest.raises(ValueError, match="steps is 5 and was 3"):
+            run(tmp_path, ColourPainter(weight=2.0), phase="paint", settings=Settings(steps=5))
+
+    def test_no_pixels_are_no_size(self, tmp_path):
+        with pytest.raises(ValueError, match="height=0 is not a size"):
+            run(tmp_path, ColourPainter(), phase="paint", settings=Settings(size=(0, 0)))
+
+    def test_guidance(self, tmp_path):
+        """The model's own, or the one that is asked for; another one does not mix in."""
+        own, other = ColourPainter(), ColourPainter()
+        run(tmp_path / "own", own, phase="paint")
+        run(tmp_path / "other", other, phase="paint", settings=Settings(guidance_scale=5.0))
+        assert {each.guidance_scale for each in own.calls} == {2.0} and other.calls[0].guidance_scale == 5.0
+        with pytest.raises(ValueError, match=r"guidance_scale is 5\.0 and was 2\.0 for the pictures in --out"):
+            run(tmp_path / "own", ColourPainter(), phase="paint", settings=Settings(guidance_scale=5.0))
+        with pytest.raises(ValueError, match="--guidance-scale nan: expected a finite number"):
+            Settings(guidance_scale=float("nan"))
 
     @pytest.mark.parametrize("inside", ["", "further/inside"])
     def test_out_is_a_file(self, tmp_path, inside):
@@ -326,6 +357,12 @@ class TestPaint:
         means = run(tmp_path, pipe, stages=("paper",))
         assert len(pipe.calls) == 12 and list(means["plain"]) == ["free", "paper"]
 
+    def test_the_models_own_stages_keep_their_name(self, tmp_path):
+        """Whichever are painted later; where they came later themselves they have a name from then on."""
+        for names, known in ((("paper",), "default"), (("free",), "free"), (("faithful",), "free")):
+            run(tmp_path, ColourPainter(), phase="paint", stages=names)
+            assert json.loads((tmp_path / "run.json").read_text())["default"] == known
+
     def test_what_another_program_needs(self, tmp_path):
         evaluate(Colours(), tmp_path, Order(**ONE, phase="cases"), never)
         cases = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
@@ -345,7 +382,8 @@ class TestScore:
         assert {name: line[name] for name in ("prompt", "seed", "stages", "subject", "benchmark", "part")} == {
             "prompt": "blue", "seed": 101, "stages": "free", "subject": "s0", "benchmark": "colours", "part": "plain",
         }  # fmt: skip
-        assert line["scores"] == {"likeness": 0.0, "right": 0.0} and line["checkpoints"] == ["someone/eyes@1"]
+        found = {"scores": {"likeness": 0.0, "right": 0.0}, "answers": {}}
+        assert line["found"] == {"someone/eyes@1": found} and len(line["references"]) == 1
         assert re.fullmatch("[0-9a-f]{64}", line["model"]) and re.fullmatch("[0-9a-f]{64}", line["picture"])
 
     def test_what_is_scored_is_not_scored_again(self, tmp_path):
@@ -372,22 +410,33 @@ class TestScore:
         means = run(tmp_path, benchmark=again, phase="score")
         assert again.looked_at == ["c-2"] and means["plain"]["free"]["right"].mean == pytest.approx(11 / 12)
 
+    def test_other_references_are_scored_again(self, tmp_path):
+        """Those of another program's pictures of the first subject, which no cases.jsonl tells of; the rest is kept."""
+        folder, out = rival(tmp_path), tmp_path / "out"
+        run(out, phase="score", images=folder)
+        again = Colours(ground="navy")
+        run(out, benchmark=again, phase="score", images=folder)
+        assert again.looked_at == ["c-0", "c-0", "c-1", "c-1"]
+
     def test_other_eyes_score_all_again(self, tmp_path):
+        """What the first ones saw is kept, and need not be seen again."""
         run(tmp_path, ColourPainter())
-        again = Colours()
-        again.checkpoints = ("someone/eyes@2",)
+        again, before = Colours(), Colours()
+        again.eyes = "someone/eyes@2"
         run(tmp_path, benchmark=again, phase="score")
-        assert len(again.looked_at) == 12
+        run(tmp_path, benchmark=before, phase="score")
+        assert len(again.looked_at) == 12 and before.looked_at == []
 
     def test_scores_of_older_code_are_made_anew(self, tmp_path):
-        """Lines of before there were versions have none; a further figure is in every line then."""
-        older, newer = Colours(), Colours()
-        older.checkpoints, newer.checkpoints = (), ("colours@2",)
-        run(tmp_path, ColourPainter(), benchmark=older)
-        run(tmp_path, benchmark=newer, phase="score")
-        assert len(newer.looked_at) == 12 and {*map(str, (line["checkpoints"] for line in lines(tmp_path)))} == {
-            "['colours@2']"
-        }
+        """It wrote all scores of a picture side by side, and not by what: nothing of them is taken over."""
+        run(tmp_path, ColourPainter())
+        older = [{**line, "scores": {"right": 0.5}} for line in lines(tmp_path)]
+        for line in older:
+            del line["found"], line["references"]
+        (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older))
+        newer = Colours()
+        means = run(tmp_path, benchmark=newer, phase="score")
+        assert len(newer.looked_at) == len(lines(tmp_path)) == 12 and means["plain"]["free"]["right"].mean == 1
 
     def test_scores_of_other_calls_are_kept(self, tmp_path):
         """Fewer cases and a single seed: only their figures are told, and nothing is scored twice."""
@@ -565,7 +614,7 @@ class TestReport:
 
     def test_the_page_holds_everything_and_loads_nothing(self, out):
         page = Page((out / "report.html").read_text())
-        assert page.tags.count("svg") == 2 and page.tags.count("img") == 1 and page.tags.count("table") == 1
+        assert page.tags.count("svg") == 2 and page.tags.count("img") == 1 and page.tags.count("table") == 2
         assert all(source.startswith(("#", "data:image/webp;base64,")) for source in page.sources)
         text = (out / "report.html").read_text()
         assert {"script", "link", "iframe"}.isdisjoint(page.tags) and "@import" not in text
@@ -573,6 +622,35 @@ class TestReport:
         for words in ("free", "paper", "right, %", "subjectgen evaluate colours", "s0", "s1", "s2", "someone/eyes@1"):
             assert words in page.words
         assert any(words.startswith("83.3 (") for words in page.words)
+
+    def test_differences_are_of_the_same_pictures(self):
+        """By hand, of six subjects: the second column is .1 better in each, a figure that one column lacks is none."""
+        first, second = (
+            [
+                {
+                    "part": "plain", "stages": name, "case": f"c-{i}", "number": 0, "subject": f"s{i}",
+                    "scores": {"right": i / 10 + more + i % 2 * more, **({"likeness": 1.0} if more else {})},
+                }
+                for i in range(6)
+            ]
+            for name, more in (("free", 0.0), ("paper", 0.1))
+        )  # fmt: skip
+        found = differences_of(Colours(), [*first, *second[::-1]])["plain"]
+        assert list(found) == ["paper - free"] and list(found["paper - free"]) == ["right"]
+        gain, arm = found["paper - free"]["right"], 2.571 * np.std([0.1, 0.2] * 3, ddof=1) / np.sqrt(6)
+        assert (gain.mean, gain.count) == (pytest.approx(0.15), 6)
+        assert (gain.low, gain.high) == pytest.approx((0.15 - arm, 0.15 + arm), rel=1e-3)
+        turned = differences_of(Colours(), [*first, *second], own="paper")["plain"]
+        assert turned["free - paper"]["right"].mean == pytest.approx(-0.15)
+        assert differences_of(Colours(), first) == differences_of(Colours(), [*first[:3], *second[3:]]) == {}
+
+    def test_differences_are_told(self, out, tmp_path, capsys):
+        """To the model's own stages, everywhere."""
+        table = json.loads((out / "table.json").read_text())
+        assert list(table["differences"]["plain"]) == ["paper - free"]
+        assert "paper - free" in Page((out / "report.html").read_text()).words
+        run(shutil.copytree(out, tmp_path / "out"), phase="score")
+        assert "paper - free" in capsys.readouterr().out
 
     def test_what_was_measured_has_a_name_for_good(self, out):
         """By hand: names, subjects, prompts, seeds and numbers of pictures. Another prompt or number is another one."""

@@ -19,7 +19,7 @@ class Colours:
     parts = {"plain": "one colour"}  # noqa: RUF012
     identity, obedience = "likeness", "right"
     figures = (Figure(name="likeness", heading="likeness", unit="%"), Figure(name="right", heading="right", unit="%"))
-    checkpoints = ("someone/eyes@1",)
+    eyes = "someone/eyes@1"
     square = False
 
     def __init__(self, ground="gray"):
@@ -37,6 +37,10 @@ class Colours:
 
     def truth(self, case):
         return Image.new("RGB", (8, 8), case.prompt)
+
+    @property
+    def scorers(self):
+        return {self.eyes: self.score}
 
     def score(self, case, pictures):
         self.looked_at += [case.name] * len(pictures)
@@ -70,15 +74,20 @@ class ColourPainter(SubjectPipeline):
         return {"net": self.net}
 
     @property
+    def limits(self):
+        return SimpleNamespace(size_multiple=4)
+
+    @property
     def device(self):
         return torch.device("cpu")
 
     def set_progress_bar_config(self, **_):
         pass
 
-    def __call__(self, prompts, references, *, stages, width, height, num_inference_steps, generator):
+    def __call__(self, prompts, references, *, stages, width, height, num_inference_steps, guidance_scale, generator):
         seeds = [each.initial_seed() for each in generator]
-        self.calls.append(SimpleNamespace(prompts=prompts, references=references, stages=stages, seeds=seeds))
+        asked = {"references": references, "stages": stages, "guidance_scale": guidance_scale}
+        self.calls.append(SimpleNamespace(prompts=prompts, seeds=seeds, **asked))
         painted = ["black" if seed in self.wrong else prompt for prompt, seed in zip(prompts, seeds, strict=True)]
         return SimpleNamespace(images=[Image.new("RGB", (width, height), colour) for colour in painted])
 

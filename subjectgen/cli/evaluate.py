@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from subjectgen.evaluate.run import Order
 
 PAINTING = (  # options that are read to paint alone, by the names of their parameters
-    "model", "adapter", "stages", "steps", "size", "batch_size", "quantization", "offload", "attention_backend",
-    "compile",
+    "model", "adapter", "stages", "steps", "size", "guidance_scale", "batch_size", "quantization", "offload",
+    "attention_backend", "compile",
 )  # fmt: skip
 SCORING = ("allow_missing", "metric", "judge_url", "judge_model", "judge_scale")  # and to score alone
 commands = typer.Typer(name="evaluate", help="Measure a model.", no_args_is_help=True)
@@ -58,6 +58,9 @@ AllowMissing = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")]
 Size = Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")]
+GuidanceScale = Annotated[
+    float | None, typer.Option(help="How strongly guidance acts, 1 for none. The model's own if left out.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures painted together; the same ones, whatever it is.")]
 Cutouts = Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")]
 
@@ -70,6 +73,9 @@ def emoji(
     num_prompts: Annotated[int, typer.Option(min=1, help="Prompts of the part one; others have half as many.")] = 200,
     num_seeds: NumSeeds = 4,
     part: Part = None,
+    seen: Annotated[
+        bool, typer.Option("--seen", help="About trained subjects: to choose settings by, never to report.")
+    ] = False,
     stages: Stages = None,
     out: Annotated[Path, typer.Option(help="The folder of pictures, scores, table and report.")] = Path("out/emoji"),
     phase: Phase = "all",
@@ -78,6 +84,7 @@ def emoji(
     allow_missing: AllowMissing = False,
     steps: Steps = None,
     size: Size = None,
+    guidance_scale: GuidanceScale = None,
     batch_size: BatchSize = 20,
     cutouts: Cutouts = None,
     quantization: Quantization = "none",
@@ -89,9 +96,11 @@ def emoji(
     from subjectgen.evaluate.emoji import PARTS, EmojiBenchmark
     from subjectgen.evaluate.run import evaluate
 
-    order = _order(model, phase, stages, num_seeds, shard, images, allow_missing, steps, size, batch_size)
+    order = _order(
+        model, phase, stages, num_seeds, shard, images, allow_missing, steps, size, guidance_scale, batch_size
+    )
     _check_read(context, order.paints, order.scores)
-    benchmark = EmojiBenchmark(num_prompts, cutouts, part or tuple(PARTS))
+    benchmark = EmojiBenchmark(num_prompts, cutouts, part or tuple(PARTS), unseen=not seen)
     options = (adapter, quantization, offload, attention_backend, compile)
     evaluate(benchmark, out, order, lambda: open_model(model, *options))
 
@@ -133,6 +142,7 @@ def dreambench(
     allow_missing: AllowMissing = False,
     steps: Steps = None,
     size: Size = None,
+    guidance_scale: GuidanceScale = None,
     batch_size: BatchSize = 1,
     quantization: Quantization = "none",
     offload: Offload = "none",
@@ -143,12 +153,14 @@ def dreambench(
     from subjectgen.evaluate.dreambench import PAINTED, DreamBench, whole_data
     from subjectgen.evaluate.run import evaluate
 
-    order = _order(model, phase, stages, num_seeds, shard, images, allow_missing, steps, size, batch_size)
+    order = _order(
+        model, phase, stages, num_seeds, shard, images, allow_missing, steps, size, guidance_scale, batch_size
+    )
     _check_read(context, order.paints, order.scores)
     judge, asked = JudgeOptions(model=judge_model, url=judge_url, scale=judge_scale), metric or ("dino", "clip")
     check_metrics(asked, judge)
     data = whole_data(data)
-    metrics = open_metrics(asked, judge) if order.scores else ()
+    metrics = open_metrics(asked, judge, later=order.paints) if order.scores else ()
     benchmark = DreamBench(data, metrics, part or PAINTED, num_prompts)
     options = (adapter, quantization, offload, attention_backend, compile)
     evaluate(benchmark, out, order, lambda: open_model(model, *options))
@@ -158,6 +170,7 @@ def dreambench(
 def reasoning(
     context: typer.Context,
     model: Model = "mini",
+    adapter: Adapter = None,
     num_prompts: Annotated[int, typer.Option(min=1, help="Cluttered references to read.")] = 200,
     num_riddles: Annotated[int, typer.Option(min=1, help="Indirect requests; the paper's set has 350.")] = 350,
     out: Annotated[Path, typer.Option(help="The folder of plans, pictures, scores, table and report.")] = Path(
@@ -168,18 +181,23 @@ def reasoning(
         typer.Option(help="all; or paint: make what plans and pictures are missing; score: measure them, and report."),
     ] = "all",
     shard: Annotated[str, typer.Option("--shard", help="i/n: every n-th request only, from the i-th on.")] = "1/1",
+    guidance_scale: GuidanceScale = None,
     cutouts: Cutouts = None,
+    quantization: Quantization = "none",
+    offload: Offload = "none",
 ) -> None:
     """Measure what reasoning before painting reads, and what it changes, against the truth of the emoji world."""
     from subjectgen.evaluate.cases import Shard
+    from subjectgen.evaluate.generation import Settings
     from subjectgen.evaluate.reasoning import ReasoningBenchmark
-    from subjectgen.evaluate.reasoning_run import Order
+    from subjectgen.evaluate.reasoning_run import BATCH, Order
     from subjectgen.evaluate.reasoning_run import evaluate as evaluate_reasoning
 
-    order = Order(model=model, phase=phase, shard=Shard.parse(shard), command=_command())
+    settings = Settings(guidance_scale=guidance_scale, batch_size=BATCH)
+    order = Order(model=model, phase=phase, settings=settings, shard=Shard.parse(shard), command=_command())
     _check_read(context, phase != "score", phase != "paint")
     benchmark = ReasoningBenchmark(num_prompts, num_riddles, cutouts)
-    evaluate_reasoning(benchmark, out, order, lambda: open_model(model))
+    evaluate_reasoning(benchmark, out, order, lambda: open_model(model, adapter, quantization, offload))
 
 
 def _order(
@@ -192,6 +210,7 @@ def _order(
     allow_missing: bool,
     steps: int | None,
     size: str | None,
+    guidance_scale: float | None,
     batch_size: int,
 ) -> "Order":
     from subjectgen.evaluate.cases import Shard
@@ -203,7 +222,7 @@ def _order(
         phase=phase,
         stages=stages or STAGES,
         num_seeds=num_seeds,
-        settings=Settings(size=parse_size(size), steps=steps, batch_size=batch_size),
+        settings=Settings(size=parse_size(size), steps=steps, guidance_scale=guidance_scale, batch_size=batch_size),
         shard=Shard.parse(shard),
         images=images,
         allow_missing=allow_missing,

@@ -1,7 +1,8 @@
 """Metrics by the names they have on the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,18 +33,51 @@ def check_metrics(asked: Sequence[str], judge: JudgeOptions) -> None:
     pairs = _pairs(asked)
     for name, folder in pairs:
         _check(name, folder)
+        if [other for other, _ in pairs].count(name) > 1:
+            raise ValueError(f"--metric {name} is given more than once: expected one checkpoint for its figures.")
         if name == "judge" and folder and judge.model is not None:
             raise ValueError(f"--metric judge={folder} with --judge-model {judge.model}: expected one judge.")
     if judge != JudgeOptions() and "judge" not in dict(pairs):
         raise ValueError("--judge-model, --judge-url or --judge-scale without --metric judge: expected that as well.")
 
 
-def open_metrics(asked: Sequence[str], judge: JudgeOptions) -> "list[Metric]":
-    """Each as NAME or NAME=FOLDER, a checkpoint that is here; on the best device. Raises ValueError, WeightsError."""
+class LaterMetric:
+    """A metric that was opened once, so that nothing it needs lacks, and is on the device from when it is first asked.
+
+    Nothing of it is kept meanwhile: what paints needs the memory.
+    """
+
+    def __init__(self, open_on: "Callable[[Any], Metric]"):
+        """Raises what opening raises."""
+        opened = open_on("cpu")
+        self.names, self.checkpoints = opened.names, opened.checkpoints
+        self._open_on = open_on
+
+    def __call__(self, pictures: Any, references: Any, prompts: Any) -> list[dict[str, float]]:
+        return self._metric(pictures, references, prompts)
+
+    @property
+    def answers(self) -> list[dict[str, str]]:
+        """Of each picture of the last call; none where the metric does not answer."""
+        return getattr(self._metric, "answers", [])
+
+    @cached_property
+    def _metric(self) -> "Metric":
+        from subjectgen.placement import best_device
+
+        return self._open_on(best_device())
+
+
+def open_metrics(asked: Sequence[str], judge: JudgeOptions, *, later: bool = False) -> "list[Metric]":
+    """Each as NAME or NAME=FOLDER, a checkpoint that is here. Raises ValueError, WeightsError, MissingExtraError.
+
+    later: they are not on the best device yet, and are there from when they are first asked.
+    """
     from subjectgen.placement import best_device
 
     check_metrics(asked, judge)
-    return [_opened(name, folder, judge, best_device()) for name, folder in _pairs(asked)]
+    openers = [partial(_opened, name, folder, judge) for name, folder in _pairs(asked)]
+    return [LaterMetric(each) if later else each(best_device()) for each in openers]
 
 
 def _pairs(asked: Sequence[str]) -> list[tuple[str, str]]:

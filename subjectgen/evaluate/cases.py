@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ class Case:
 
     name: str  # no other case of the benchmark has it; names of files begin with it
     part: str  # figures are of one part
-    subject: str  # the first, if there are several: intervals are over these
+    subject: str  # of several the first, or their names as one: intervals are over these
     prompt: str
     seed: int  # of its first picture
 
@@ -61,6 +61,9 @@ class Scored:
     answers: dict[str, str] = field(default_factory=dict)
 
 
+Scorer = Callable[[Any, Sequence[Image.Image]], list[Scored]]  # pictures of a case; what does not apply is left out
+
+
 @runtime_checkable
 class Measured(Protocol):
     """What a table and a report tell of."""
@@ -82,7 +85,6 @@ class Benchmark(Measured, Protocol):
     """What is painted and scored: cases, their references, and the scores of a picture."""
 
     cases: Sequence[Any]  # of its own kind of Case
-    checkpoints: tuple[str, ...]  # "repo@revision" of what scores; a version of what needs none
     square: bool  # whether a picture must be as wide as high
 
     def references(self, case: Any) -> list[Image.Image]:
@@ -93,8 +95,9 @@ class Benchmark(Measured, Protocol):
         """The picture asked for, where there is such a thing."""
         ...
 
-    def score(self, case: Any, pictures: Sequence[Image.Image]) -> list[Scored]:
-        """Of pictures of a case; what does not apply to it is left out."""
+    @property
+    def scorers(self) -> Mapping[str, Scorer]:
+        """What scores, by the "repo@revision" of what it looks with, or by a version of what needs none."""
         ...
 
     def measure(self, pipe: Any) -> dict[str, float]:
@@ -164,8 +167,13 @@ def pictures_hash(paintings: Sequence[Painting]) -> str:
 def references_hash(benchmark: Benchmark) -> str:
     """sha256 of the names of cases, each with the pixels of its references: all that a picture is painted from but the
     prompt and the seed, which `cases_hash` covers."""
-    shown = [[case.name, *map(_file_name, benchmark.references(case))] for case in benchmark.cases]
+    shown = [[case.name, *reference_names(benchmark, case)] for case in benchmark.cases]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def reference_names(benchmark: Benchmark, case: Any) -> list[str]:
+    """What the references of a case show, by names of files: other pictures have others."""
+    return list(map(_file_name, benchmark.references(case)))
 
 
 def paintings_of(cases: Sequence[Case], stages: str, num_seeds: int, folder: Path) -> list[Painting]:
@@ -204,7 +212,7 @@ def check_cases(benchmark: Benchmark, out: Path) -> None:
     """Raise ValueError unless cases that `write_cases` knows there ask for the same as those of the benchmark."""
     known = _read_cases(out)
     again = [case for case in benchmark.cases if case.name in known]
-    _check_same(known, {case.name: _line(case, map(_file_name, benchmark.references(case)), 0) for case in again})
+    _check_same(known, {case.name: _line(case, reference_names(benchmark, case), 0) for case in again})
 
 
 def _read_cases(out: Path) -> dict[str, dict[str, Any]]:

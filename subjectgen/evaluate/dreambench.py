@@ -6,15 +6,15 @@ real photograph of a subject against all others of it. More likeness than that c
 floor: the reference of each subject against that of the next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import zip_longest
 from pathlib import Path
 
 from PIL import Image
 
-from subjectgen.evaluate.cases import ENDINGS, Case, Figure, Painting, Scored, check_distinct
+from subjectgen.evaluate.cases import ENDINGS, Case, Figure, Painting, Scored, Scorer, check_distinct
 from subjectgen.evaluate.dreambench_prompts import CLASSES, PAIRS, PHOTOGRAPHS, REFERENCES, prompts_of, prompts_of_pair
 from subjectgen.evaluate.metrics.metric import Metric
 from subjectgen.images import load_image
@@ -23,7 +23,7 @@ from subjectgen.pipeline import SubjectPipeline
 SEED = 2605
 PARTS = {
     "one": "one subject, from one photograph",
-    "two": "two subjects, from one photograph each",
+    "two": "two subjects, from one photograph each; intervals are over pairs, as if none shared a subject: too narrow",
     "photographs": "the ceiling: real photographs, each against all others of its subject",
     "others": "the floor: real photographs, each against one of another subject",
 }
@@ -76,8 +76,8 @@ class DreamBench:
 
         Raises as `whole_data` does, ValueError for an unknown part.
         """
-        self._data, self._metrics = whole_data(data), tuple(metrics)
-        self.checkpoints: tuple[str, ...] = tuple(each for metric in metrics for each in metric.checkpoints)
+        self._data = whole_data(data)
+        self.scorers: Mapping[str, Scorer] = {scorer_name(each): partial(self._scored, each) for each in metrics}
         names = [name for metric in metrics for name in metric.names]
         self.figures: tuple[Figure, ...] = tuple(
             FIGURES.get(name) or Figure(name=name, heading=name, digits=3) for name in names
@@ -101,17 +101,11 @@ class DreamBench:
         """Nothing of the model itself."""
         return {}
 
-    def score(self, case: PhotographCase, pictures: Sequence[Image.Image]) -> list[Scored]:
-        """What every metric says, and the words of those that answer; of photographs, what needs no prompt."""
-        found = [Scored(scores={}) for _ in pictures]
-        for metric in self._metrics:
-            if case.part in PAINTED or UNASKED.intersection(metric.names):
-                found = [*map(joined, found, self._scored(metric, case, pictures))]
-        return found
-
     def _scored(self, metric: Metric, case: PhotographCase, pictures: Sequence[Image.Image]) -> list[Scored]:
-        """By one metric."""
+        """What a metric says, and its words if it answers; of photographs, what needs no prompt."""
         number = len(pictures)
+        if case.part not in PAINTED and not UNASKED.intersection(metric.names):
+            return [Scored(scores={})] * number
         scores = metric(pictures, [self.references(case)] * number, [case.prompt] * number)
         answers = getattr(metric, "answers", None) or [{}] * number
         wanted = metric.names if case.part in PAINTED else UNASKED
@@ -159,9 +153,9 @@ def _photograph(part: str, subject: str, file: Path, against: tuple[Path, ...]) 
     return Painting(case=case, stages="photographs", number=0, file=file, real=True)
 
 
-def joined(first: Scored, second: Scored) -> Scored:
-    """Of one picture, what two metrics found."""
-    return Scored(scores=first.scores | second.scores, answers=first.answers | second.answers)
+def scorer_name(metric: Metric) -> str:
+    """What it finds and what it looks with: two metrics may look with one network."""
+    return f"{', '.join(metric.names)} by {', '.join(metric.checkpoints)}"
 
 
 def chosen(parts: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """The emoji benchmark: unseen subjects in scenes whose truth can be rendered, so that all it measures is exact."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from subjectgen.data.render import Look, ReferencePose, Renderer
 from subjectgen.data.sightings import POSES_SEEN
 from subjectgen.data.subjects import load_subjects
 from subjectgen.data.world import COLOURS, PLACES, POSES, SIDE, SIZES, Ground, Placement, Scene, choice, random_scene
-from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
+from subjectgen.evaluate.cases import Case, Figure, Painting, Scored, Scorer
 from subjectgen.evaluate.emoji_scores import FIGURES, answers, by_pose, closeness
 from subjectgen.evaluate.sheet import picture_of
 from subjectgen.evaluate.shown import Pixels, SceneReader, box_mask, errors_of, psnr
@@ -32,8 +32,8 @@ SEED = 2605  # of prompts and noise; training never draws from it
 PARTS = {
     "one": "one subject, asked for in wordings that were trained on",
     "wordings": "the first of these scenes, subjects and seeds, in wordings never trained on",
-    "two": "two subjects",
-    "three": "three subjects",
+    "two": "two subjects; intervals are over the first of them",
+    "three": "three subjects; intervals are over the first of them",
     "copying": "one subject, whose reference shows another ground, place, size and turn than is asked for",
 }
 
@@ -54,18 +54,17 @@ class EmojiBenchmark:
     rendered alternative, pose and copying only where it can be seen; several subjects count as their mean.
     """
 
-    name = "emoji"
     parts = PARTS
     square = True
     figures: tuple[Figure, ...] = FIGURES
     identity: str | None = "identity"
     obedience: str | None = "obedience"
-    checkpoints: tuple[str, ...] = (VERSION,)
 
     def __init__(
         self, num_prompts: int, cutouts: Path | None = None, parts: Sequence[str] = ("one",), *, unseen: bool = True
     ):
         """Raises ValueError for an unknown part, or where there are too few subjects."""
+        self.name = "emoji" if unseen else "emoji, trained subjects"  # a fact of every run and line
         subjects = load_subjects(cutouts=cutouts).split(unseen=unseen)
         if len(subjects.names) < NUM_SUBJECTS:
             raise ValueError(
@@ -88,6 +87,10 @@ class EmojiBenchmark:
 
     def truth(self, case: EmojiCase) -> Image.Image:
         return picture_of(self.rendered(case))
+
+    @property
+    def scorers(self) -> Mapping[str, Scorer]:
+        return {VERSION: self.score}
 
     def score(self, case: EmojiCase, pictures: Sequence[Image.Image]) -> list[Scored]:
         """Of pictures of a case. Those of another size are resized; raises ValueError if one is not square."""

@@ -13,8 +13,9 @@ from rich.progress import track
 from subjectgen.embeds import hash_of, normalisation, processor_settings
 from subjectgen.evaluate.cases import Benchmark, Painting
 from subjectgen.files import whole_file
-from subjectgen.generate.stages import Stage, resolve_stages
+from subjectgen.generate.stages import STAGE_PRESETS, Stage, is_number, resolve_stages
 from subjectgen.pipeline import SubjectPipeline
+from subjectgen.request import check_size
 from subjectgen.weights import model_hash
 
 RUN = "run.json"
@@ -44,11 +45,24 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How pictures are painted; None is the model's own choice."""
+    """How pictures are painted; None is the model's own choice. Raises ValueError for a scale that is no number."""
 
     size: tuple[int | None, int | None] = (None, None)  # width, height in pixels
     steps: int | None = None
+    guidance_scale: float | None = None
     batch_size: int = 1
+
+    def __post_init__(self):
+        if self.guidance_scale is not None and not is_number(self.guidance_scale):
+            raise ValueError(f"--guidance-scale {self.guidance_scale}: expected a finite number, 1 for none.")
+
+
+def check_stages(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that `stages_by_name` does not know, whatever the model."""
+    known = dict.fromkeys((*STAGES, *STAGE_PRESETS))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--stages '{name}' is none: expected {', '.join(known)}.")
 
 
 def stages_by_name(pipe: SubjectPipeline, names: Sequence[str]) -> dict[str, tuple[Stage, ...]]:
@@ -63,9 +77,11 @@ def stages_by_name(pipe: SubjectPipeline, names: Sequence[str]) -> dict[str, tup
 
 
 def run_of(pipe: SubjectPipeline, benchmark: Benchmark, model: str, names: Sequence[str], settings: Settings) -> Run:
-    """What is about to paint, before `measured` is known."""
+    """What is about to paint, before `measured` is known. Raises ValueError for a size that the model cannot paint."""
     stages, own = stages_by_name(pipe, names), resolve_stages(pipe.config["stages"])
-    width, height = (side or pipe.config["image_size"] for side in settings.size)
+    width, height = (pipe.config["image_size"] if side is None else side for side in settings.size)
+    check_size(height, width, pipe.limits.size_multiple)
+    scale = pipe.config["guidance_scale"] if settings.guidance_scale is None else settings.guidance_scale
     return Run(
         benchmark=benchmark.name,
         model=model,
@@ -73,7 +89,7 @@ def run_of(pipe: SubjectPipeline, benchmark: Benchmark, model: str, names: Seque
         default=next((name for name, each in stages.items() if each == own), "default"),
         size=(width, height),
         steps=settings.steps or pipe.config["num_inference_steps"],
-        guidance_scale=pipe.config["guidance_scale"],
+        guidance_scale=scale,
         stages=stages,
         measured={},
         settings=settings_of(pipe),
@@ -106,6 +122,11 @@ def read_run(file: Path) -> Run:
         raise ValueError(f"'{file}' does not say what painted the pictures beside it ({error!r}). {REMEDY}") from error
 
 
+def binds(file: Path, *made: Path) -> bool:
+    """Whether a run is known and has made anything in these folders: one that failed before that binds nobody."""
+    return file.exists() and any(each.is_file() for folder in made for each in folder.rglob("*"))
+
+
 def write_run(file: Path, run: Run) -> None:
     with whole_file(file) as temporary:
         temporary.write_text(json.dumps(asdict(run), indent=1) + "\n")
@@ -133,7 +154,9 @@ def joined(earlier: Run, run: Run) -> Run:
     for name in earlier.stages.keys() & run.stages.keys():
         if earlier.stages[name] != run.stages[name]:
             raise ValueError(f"the stages '{name}' are others than those of the pictures in --out. {REMEDY}")
-    return Run(**{**vars(run), "stages": earlier.stages | run.stages, "measured": earlier.measured})
+    default = earlier.default if earlier.default in earlier.stages else run.default
+    kept = {"default": default, "measured": earlier.measured}
+    return Run(**{**vars(run), **kept, "stages": earlier.stages | run.stages})
 
 
 def paint(
@@ -161,6 +184,7 @@ def _paint_batch(pipe: SubjectPipeline, benchmark: Benchmark, run: Run, batch: S
         width=width,
         height=height,
         num_inference_steps=run.steps,
+        guidance_scale=run.guidance_scale,
         generator=[torch.Generator().manual_seed(each.seed) for each in batch],
     )
     for each, picture in zip(batch, result.images, strict=True):

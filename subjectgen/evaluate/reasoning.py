@@ -1,6 +1,6 @@
 """The reasoning benchmark: references with clutter, and requests that must be thought about, on unseen subjects."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from subjectgen.data.render import Look, ReferencePose
 from subjectgen.data.sightings import Sighting, sighting
 from subjectgen.data.world import COLOURS, PLACES, POSES, ROWS, SIZES, Placement, Scene, random_scene
 from subjectgen.evaluate import plan_scores
-from subjectgen.evaluate.cases import Case, Figure, Painting, Scored
+from subjectgen.evaluate.cases import Case, Figure, Painting, Scored, Scorer
 from subjectgen.evaluate.emoji import SEED, EmojiBenchmark, EmojiCase, pixels_of, random_single
 from subjectgen.evaluate.emoji import VERSION as EMOJI
 from subjectgen.evaluate.sheet import picture_of
@@ -55,7 +55,6 @@ class ReasoningBenchmark:
     square = True
     identity: str | None = None
     obedience: str | None = None
-    checkpoints: tuple[str, ...] = (VERSION, EMOJI)
     figures: tuple[Figure, ...] = (
         *plan_scores.FIGURES,
         Figure(name="identity", heading="identity", meaning="the subject is nearest to its own truth, of 60", unit="%"),
@@ -131,6 +130,10 @@ class ReasoningBenchmark:
         """The picture asked for."""
         scene, shown = self.meant(case)
         return picture_of(self.renderer.scenes([scene], [[case.looks[k - 1] for k in shown]])[0])
+
+    @property
+    def scorers(self) -> Mapping[str, Scorer]:
+        return {f"{VERSION}, {EMOJI}": self.score}
 
     def score(self, case: Asked, pictures: Sequence[Image.Image]) -> list[Scored]:
         """Identity of a direct request, whether the scene is right of an indirect one."""

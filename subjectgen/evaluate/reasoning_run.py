@@ -21,7 +21,17 @@ from subjectgen.evaluate.cases import (
     references_hash,
     write_cases,
 )
-from subjectgen.evaluate.generation import PICTURES, Run, Settings, facts_of, joined, read_run, run_of, write_run
+from subjectgen.evaluate.generation import (
+    PICTURES,
+    Run,
+    Settings,
+    binds,
+    facts_of,
+    joined,
+    read_run,
+    run_of,
+    write_run,
+)
 from subjectgen.evaluate.plan_scores import decision_scores, read_scores
 from subjectgen.evaluate.plots import check_plots
 from subjectgen.evaluate.reasoning import Asked, Question, ReasoningBenchmark
@@ -29,7 +39,7 @@ from subjectgen.evaluate.report import write_report
 from subjectgen.evaluate.run import SHEET, SHEET_ROWS, WHOLE
 from subjectgen.evaluate.scoring import SCORES, Line, key_of, read_lines, score, write_lines
 from subjectgen.evaluate.sheet import captioned_sheet
-from subjectgen.evaluate.table import Means, means_of, print_table, write_table
+from subjectgen.evaluate.table import EVERYTHING, Means, differences_of, means_of, print_table, write_table
 from subjectgen.files import whole_file
 from subjectgen.images import load_image
 from subjectgen.pipeline import SubjectPipeline
@@ -40,7 +50,7 @@ from subjectgen.references import cropped_as_seen
 PHASES = ("all", "paint", "score")
 MODEL, PLANS = "model.json", "plans"
 OWN = ("default",)  # stages by which pictures are painted: the model's own
-BATCH = 20  # plans written together, and pictures painted together
+BATCH = 20  # plans written together, and pictures painted together if nothing else is said
 WHOLE_REFERENCE, PLANNED_BOX = CLUTTER = ("whole reference", "planned box")
 PLAIN, BY_PLAN = INDIRECT = ("without a plan", "with a plan")
 DIRECT_REQUESTS, INDIRECT_REQUESTS = "direct requests", "indirect requests"
@@ -52,6 +62,7 @@ class Order:
 
     model: str = ""
     phase: str = "all"
+    settings: Settings = Settings(batch_size=BATCH)  # noqa: RUF009  (frozen)
     shard: Shard = WHOLE
     command: str = ""  # that was given, for the report
 
@@ -76,13 +87,13 @@ def make(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, out: Path, order:
     """
     pipe.set_progress_bar_config(disable=True)
     write_cases(benchmark, out, 1)
-    run = reasoning_run_of(pipe, benchmark, order.model)
-    write_run(out / MODEL, joined(read_run(out / MODEL), run) if (out / MODEL).exists() else run)
+    run, bound = reasoning_run_of(pipe, benchmark, order), binds(out / MODEL, out / PLANS, out / PICTURES)
+    write_run(out / MODEL, joined(read_run(out / MODEL), run) if bound else run)
     cases = benchmark.cases[order.shard.index - 1 :: order.shard.count]
     write_plans(pipe, benchmark, [case for case in cases if not plan_file(out, case).exists()], out)
     waiting = [each for case in cases for each in paintings(case, out) if not each.file.exists()]
-    for batch in track(list(_batches(waiting)), "painting"):
-        paint(pipe, benchmark, batch, out)
+    for batch in track(list(_batches(waiting, order.settings.batch_size)), "painting"):
+        paint(pipe, benchmark, run, batch, out)
 
 
 def paintings(case: Asked, out: Path) -> list[Painting]:
@@ -93,7 +104,7 @@ def paintings(case: Asked, out: Path) -> list[Painting]:
 
 def write_plans(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, cases: Sequence[Asked], out: Path) -> None:
     """A file for each request; it holds null where the MLLM came to no plan."""
-    for batch in track(list(_batches(cases)), "reasoning"):
+    for batch in track(list(_batches(cases, BATCH)), "reasoning"):
         for case, plan in zip(batch, planned(pipe, benchmark, batch), strict=True):
             with whole_file(plan_file(out, case)) as temporary:
                 temporary.write_text("null" if plan is None else plan.to_json(), encoding="utf-8")
@@ -117,12 +128,20 @@ def read_plan(out: Path, case: Asked) -> Plan | None:
     return None if values is None else Plan.from_dict(values)
 
 
-def paint(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, batch: Sequence[Painting], out: Path) -> None:
+def paint(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, run: Run, batch: Sequence[Painting], out: Path) -> None:
     """Every picture from its own seed: that of a case is the same, whatever it is painted from."""
     asked = [_asked(pipe, benchmark, each, out) for each in batch]
-    generators = [torch.Generator().manual_seed(each.seed) for each in batch]
-    pictures = pipe([words for words, _ in asked], [images for _, images in asked], generator=generators).images
-    for each, picture in zip(batch, pictures, strict=True):
+    width, height = run.size
+    result: Any = pipe(
+        [words for words, _ in asked],
+        [images for _, images in asked],
+        width=width,
+        height=height,
+        num_inference_steps=run.steps,
+        guidance_scale=run.guidance_scale,
+        generator=[torch.Generator().manual_seed(each.seed) for each in batch],
+    )
+    for each, picture in zip(batch, result.images, strict=True):
         with whole_file(each.file) as temporary:
             picture.save(temporary, format="PNG")
 
@@ -157,22 +176,27 @@ def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
         )
     run = read_run(out / MODEL)
     pictures = score(benchmark, painted, out, run.sha256)
-    plans = [line for case in benchmark.cases for line in plan_lines(benchmark, case, read_plan(out, case))]
-    lines = [*({"benchmark": benchmark.name, **line, "model": run.sha256} for line in plans), *pictures]
-    write_lines(out / SCORES, (read_lines(out / SCORES) | {key_of(line): line for line in lines}).values())
-    means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, out)
+    plans = [
+        {"benchmark": benchmark.name, **line, "model": run.sha256}
+        for case in benchmark.cases
+        for line in plan_lines(benchmark, case, read_plan(out, case))
+    ]
+    write_lines(out / SCORES, (read_lines(out / SCORES) | {key_of(line): line for line in plans}).values())
+    lines = [*plans, *pictures]
+    means, differences = means_of(benchmark, lines), differences_of(benchmark, lines)
+    sheet = contact_sheet(benchmark, out)
     about = facts_of(run) | {
         "pictures": f"{len(painted)} of {len(painted)}",
         "command": order.command,
         "sha256 of the cases": pictures_hash(painted),
         "sha256 of the references": references_hash(benchmark),
-        "scored by": ", ".join(benchmark.checkpoints),
+        "scored by": ", ".join(benchmark.scorers),
     }
-    write_table(out, means, about)
+    write_table(out, means, about, differences)
     with whole_file(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
-    write_report(out, benchmark, means, lines, sheet, about)
-    print_table(benchmark, means)
+    write_report(out, benchmark, means, lines, sheet, about, EVERYTHING, differences)
+    print_table(benchmark, means, EVERYTHING, differences)
     return means
 
 
@@ -200,12 +224,12 @@ def contact_sheet(benchmark: ReasoningBenchmark, out: Path) -> Image.Image:
     return captioned_sheet(("reference", "truth", *INDIRECT), rows)
 
 
-def reasoning_run_of(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, model: str) -> Run:
+def reasoning_run_of(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, order: Order) -> Run:
     """What is about to plan and paint: beside what changes pictures, what changes plans."""
-    run = run_of(pipe, benchmark, model, OWN, Settings())
+    run = run_of(pipe, benchmark, order.model, OWN, order.settings)
     planning = {name: str(pipe.config.get(name)) for name in ("plan_instruction", "max_references")}
     return replace(run, settings=run.settings | planning)
 
 
-def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

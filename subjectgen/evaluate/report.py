@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from subjectgen.evaluate.cases import Figure, Measured, figure_of
-from subjectgen.evaluate.intervals import INTERVALS
+from subjectgen.evaluate.intervals import INTERVALS, Mean
 from subjectgen.evaluate.plots import by_subject, curve, svg_of
 from subjectgen.evaluate.scoring import Line
-from subjectgen.evaluate.table import EVERYTHING, Means, caption, rows_of
+from subjectgen.evaluate.table import EVERYTHING, NO_DIFFERENCES, Means, caption, caption_of_differences, rows_of
 from subjectgen.files import whole_file
 
 REPORT = "report.html"
@@ -36,10 +36,11 @@ def write_report(
     sheet: Image.Image,
     about: Mapping[str, object],
     asked: Mapping[str, int] = EVERYTHING,
+    differences: Means = NO_DIFFERENCES,
 ) -> None:
     """Write `report.html`: what was measured, tables, plots of the first part, and the contact sheet."""
     with whole_file(out / REPORT) as temporary:
-        found = [*_facts(about), *_tables(benchmark, means, asked), *_plots(benchmark, means, lines)]
+        found = [*_facts(about), *_tables(benchmark, means, asked, differences), *_plots(benchmark, means, lines)]
         body = "\n".join([*found, "<h2>Pictures</h2>", _image(sheet)])
         temporary.write_text(_page(f"{benchmark.name}: {about['model']}", body), encoding="utf-8")
 
@@ -55,21 +56,24 @@ def _facts(about: Mapping[str, object]) -> list[str]:
     return ["<dl>", *entries, "</dl>"]
 
 
-def _tables(benchmark: Measured, means: Means, asked: Mapping[str, int]) -> list[str]:
-    """A table a part."""
-    tables = [_table(benchmark, part, means, asked) for part in means]
+def _tables(benchmark: Measured, means: Means, asked: Mapping[str, int], differences: Means) -> list[str]:
+    """A table a part, and one of differences where there are any."""
+    tables = []
+    for part, stages in means.items():
+        tables.append(_table(benchmark, caption(benchmark, part, stages, asked), stages))
+        if part in differences:
+            tables.append(_table(benchmark, caption_of_differences(part), differences[part]))
     meanings = _facts({each.heading: each.meaning for each in benchmark.figures if each.meaning})
     return ["<h2>Figures</h2>", f"<p>{html.escape(INTERVALS)}</p>", *tables, *meanings]
 
 
-def _table(benchmark: Measured, part: str, means: Means, asked: Mapping[str, int]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *means[part]))
+def _table(benchmark: Measured, title: str, stages: Mapping[str, Mapping[str, Mean]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *stages))
     rows = [
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows_of(benchmark, means[part])
+        for row in rows_of(benchmark, stages)
     ]
-    words = html.escape(caption(benchmark, part, means[part], asked))
-    return f"<table><caption>{words}</caption><tr>{head}</tr>\n" + "\n".join(rows) + "</table>"
+    return f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>\n" + "\n".join(rows) + "</table>"
 
 
 def _plots(benchmark: Measured, means: Means, lines: Sequence[Line]) -> list[str]:

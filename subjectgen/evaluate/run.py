@@ -1,5 +1,6 @@
 """A benchmark from its cases to its report, in two phases, paint and score, that share files alone."""
 
+import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from subjectgen.evaluate.generation import (
     STAGES,
     Run,
     Settings,
+    binds,
+    check_stages,
     facts_of,
     joined,
     paint,
@@ -37,7 +40,7 @@ from subjectgen.evaluate.plots import check_plots, curve, save_png
 from subjectgen.evaluate.report import REPORT, write_report
 from subjectgen.evaluate.scoring import score
 from subjectgen.evaluate.sheet import captioned_sheet, side_by_side
-from subjectgen.evaluate.table import Means, means_of, print_table, write_table
+from subjectgen.evaluate.table import Means, differences_of, means_of, print_table, write_table
 from subjectgen.files import whole_file
 from subjectgen.images import load_image
 from subjectgen.pipeline import SubjectPipeline
@@ -67,6 +70,7 @@ class Order:
 
     def __post_init__(self):
         check_phase(self.phase, PHASES, self.shard)
+        check_stages(self.stages)
         if self.images is not None and self.phase in ("cases", "paint"):
             raise ValueError(
                 f"--images with --phase {self.phase}: expected --phase score, as they are painted already."
@@ -93,6 +97,7 @@ def evaluate(benchmark: Benchmark, out: Path, order: Order, open_pipe: Callable[
         write_cases(benchmark, out, order.num_seeds)
     if order.paints:
         paint_all(open_pipe(), benchmark, out, order)
+        gc.collect()  # a pipeline with hooks is in cycles, and its memory is for what scores now
     if not order.scores:
         return {}
     if order.images is not None:
@@ -116,7 +121,7 @@ def paint_all(pipe: SubjectPipeline, benchmark: Benchmark, out: Path, order: Ord
     """
     pipe.set_progress_bar_config(disable=True)
     run = run_of(pipe, benchmark, order.model, order.stages, order.settings)
-    if (out / RUN).exists():
+    if binds(out / RUN, out / PICTURES):
         write_run(out / RUN, joined(read_run(out / RUN), run))
     else:
         write_run(out / RUN, replace(run, measured=benchmark.measure(pipe)))
@@ -170,19 +175,21 @@ def _score(
         note_folder(out, order.images)
     lines, asked = score(benchmark, [*there, *benchmark.photographs()], out, model), asked_of_parts(wanted, there)
     about |= {
+        "benchmark": benchmark.name,
         "pictures": f"{len(there)} of {len(wanted)}",
         "command": order.command,
         "sha256 of the cases": pictures_hash(there),
         "sha256 of the references": references_hash(benchmark),
-        "scored by": ", ".join(benchmark.checkpoints),
+        "scored by": ", ".join(benchmark.scorers),
     }
     means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, there)
-    write_table(out, means, about)
+    differences = differences_of(benchmark, lines, str(about.get("stages of its own", "")))
+    write_table(out, means, about, differences)
     with whole_file(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
     write_curve(out, benchmark, means)
-    write_report(out, benchmark, means, lines, sheet, about, asked)
-    print_table(benchmark, means, asked)
+    write_report(out, benchmark, means, lines, sheet, about, asked, differences)
+    print_table(benchmark, means, asked, differences)
     print(out / REPORT)
     return means
 

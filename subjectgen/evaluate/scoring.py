@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from rich.progress import track
 
-from subjectgen.evaluate.cases import CUT_OFF, Benchmark, Painting
+from subjectgen.evaluate.cases import CUT_OFF, Benchmark, Painting, reference_names
 from subjectgen.files import whole_file
 from subjectgen.images import load_image
 
@@ -21,10 +21,11 @@ Line = dict[str, Any]
 
 
 def score(benchmark: Benchmark, paintings: Sequence[Painting], out: Path, model: str | None) -> list[Line]:
-    """A line for each picture that is there; `scores.jsonl` has them too, and what it had of other pictures.
+    """A line for each picture that is there, with the scores that are asked for.
 
-    model: sha256 of what painted them, None where that is not known. A picture is scored again if it changed, if
-    other checkpoints look at it now, or if a judge's answer is empty or cut off.
+    `scores.jsonl` has them too, with all that anything found of them before, and what it had of other pictures.
+    model: sha256 of what painted them, None where that is not known. A picture is scored again if it, its references or
+    its model changed; by one scorer, if that has not seen it, or if a judge's answer is empty or cut off.
     """
     there = [each for each in paintings if each.file.exists()]
     path = out / SCORES
@@ -32,11 +33,14 @@ def score(benchmark: Benchmark, paintings: Sequence[Painting], out: Path, model:
     write_lines(path, known.values())  # without what a kill has torn
     cases = [list(group) for _, group in groupby(sorted(there, key=_case), key=_case)]
     for group in track(cases, "scoring"):
-        facts = {_key(each): _facts(benchmark, each, model) for each in group}
-        waiting = [each for each in group if not _is_scored(known.get(_key(each)), facts[_key(each)])]
-        known |= _append(path, _scored(benchmark, waiting, facts))
+        references = reference_names(benchmark, group[0].case)
+        facts = {_key(each): _facts(benchmark, each, references, model) for each in group}
+        known |= {key: _current(known.get(key, {}), own) for key, own in facts.items()}
+        for scorer in benchmark.scorers:
+            waiting = [each for each in group if not _is_found(known[_key(each)], scorer)]
+            known |= _append(path, _scored(benchmark, scorer, waiting, known))
     write_lines(path, known.values())
-    return [known[_key(each)] for each in there]
+    return [_asked(known[_key(each)], benchmark.scorers) for each in there]
 
 
 def read_lines(path: Path) -> dict[str, Line]:
@@ -74,8 +78,8 @@ def _key(painting: Painting) -> str:
     return f"{painting.stages}/{painting.case.name}-{painting.number}"
 
 
-def _facts(benchmark: Benchmark, painting: Painting, model: str | None) -> Line:
-    """All of a line but the scores."""
+def _facts(benchmark: Benchmark, painting: Painting, references: Sequence[str], model: str | None) -> Line:
+    """All of a line but what was found."""
     case = painting.case
     return {
         "benchmark": benchmark.name,
@@ -84,29 +88,46 @@ def _facts(benchmark: Benchmark, painting: Painting, model: str | None) -> Line:
         "number": painting.number,
         "subject": case.subject,
         "prompt": case.prompt,
+        "references": list(references),
         "stages": painting.stages,
         "seed": None if painting.real or model is None else painting.seed,
         "model": None if painting.real else model,
         "picture": hashlib.sha256(painting.file.read_bytes()).hexdigest(),
-        "checkpoints": list(benchmark.checkpoints),
     }
 
 
-def _is_scored(line: Line | None, facts: Mapping[str, Any]) -> bool:
-    return line is not None and _is_answered(line) and all(line.get(name) == value for name, value in facts.items())
+def _current(line: Line, facts: Line) -> Line:
+    """The line with what was found, by the names of scorers: nothing yet where the facts are others."""
+    same = all(line.get(name) == value for name, value in facts.items())
+    return {**facts, "found": line.get("found", {}) if same else {}}
 
 
-def _is_answered(line: Line) -> bool:
-    """Whether a judge said all it had to say: a busy one may say more when it is asked again."""
-    return all(answer.strip() and not answer.endswith(CUT_OFF) for answer in line.get("answers", {}).values())
+def _is_found(line: Line, scorer: str) -> bool:
+    """Whether it has scored, and a judge said all it had to say: a busy one may say more when it is asked again."""
+    if scorer not in line["found"]:
+        return False
+    answers = line["found"][scorer]["answers"].values()
+    return all(answer.strip() and not answer.endswith(CUT_OFF) for answer in answers)
 
 
-def _scored(benchmark: Benchmark, paintings: Sequence[Painting], facts: Mapping[str, Line]) -> Iterator[Line]:
-    """Lines of pictures of one case."""
+def _scored(
+    benchmark: Benchmark, scorer: str, paintings: Sequence[Painting], known: Mapping[str, Line]
+) -> Iterator[Line]:
+    """Lines of pictures of one case, to which a scorer has added what it found."""
     if paintings:
         pictures = [_loaded(each.file, benchmark.square) for each in paintings]
-        for each, found in zip(paintings, benchmark.score(paintings[0].case, pictures), strict=True):
-            yield {**facts[_key(each)], **asdict(found)}
+        scored = benchmark.scorers[scorer](paintings[0].case, pictures)
+        for line, found in zip((known[_key(each)] for each in paintings), scored, strict=True):
+            yield {**line, "found": {**line["found"], scorer: asdict(found)}}
+
+
+def _asked(line: Line, scorers: Iterable[str]) -> Line:
+    """The line with the scores and answers of these scorers, as tables read them."""
+    scores, answers = (
+        {name: value for each in scorers for name, value in line["found"][each][kind].items()}
+        for kind in ("scores", "answers")
+    )
+    return {**line, "scores": scores, "answers": answers}
 
 
 def _loaded(file: Path, square: bool) -> Image.Image:

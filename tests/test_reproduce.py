@@ -411,8 +411,9 @@ class TestRuns:
         others = cutout_folder(tmp_path / "others", seen=6, unseen=emoji.NUM_SUBJECTS)
         with pytest.raises(ValueError, match="holds rows with subjects of sha256='"):
             run.reproduce(small, done, done / "document.md", cutouts=others)
-        monkeypatch.setattr(emoji.EmojiBenchmark, "checkpoints", ("emoji@later",))
-        with pytest.raises(ValueError, match=f"holds rows with scored by='{emoji.VERSION}', this is 'emoji@later'"):
+        before = emoji.VERSION
+        monkeypatch.setattr(emoji, "VERSION", "emoji@later")
+        with pytest.raises(ValueError, match=f"holds rows with scored by='{before}', this is 'emoji@later'"):
             run.reproduce(small, done, done / "document.md", cutouts=cutouts)
 
     def test_a_folder_of_an_earlier_version_is_read_and_not_added_to(self, small, done, cutouts, tmp_path):

@@ -54,7 +54,7 @@ def reproduce(
     renderer, benchmark = seen_subjects(cutouts, best_device()), benchmark_of(configuration.num_prompts, cutouts)
     if hours is not None:
         configuration = sized(configuration, jobs, hours * 3600 * shard.count, renderer, benchmark, out)
-    made_of = {SUBJECTS: load_subjects(cutouts=cutouts).sha256, SCORED_BY: ", ".join(benchmark.checkpoints)}
+    made_of = {SUBJECTS: load_subjects(cutouts=cutouts).sha256, SCORED_BY: ", ".join(benchmark.scorers)}
     settle(configuration.binding() | made_of, out, finished=not any(job.missing(out) for job in jobs))
     try:
         for job in shard.of(jobs):

@@ -626,8 +626,9 @@ class TestTrainAndEvaluate:
 
     def test_train(self, calls: list[dict[str, Any]]):
         run("train", "mini", "--phase", "vae", "--out", "runs/a", "--minutes", "2.5", "--resume",
-            "--cutouts", "animals", "--batch-size", "4", "--compile", "--init-from", "earlier")  # fmt: skip
-        budget = {"minutes": 2.5, "steps": None, "resume": True, "compile": True, "start": Path("earlier")}
+            "--cutouts", "animals", "--batch-size", "4", "--compile", "--init-from", "earlier",
+            "--seed", "3")  # fmt: skip
+        budget = {"minutes": 2.5, "steps": None, "resume": True, "compile": True, "start": Path("earlier"), "seed": 3}
         assert calls == [
             {"given": (), "phase": "vae", "out": Path("runs/a"), "cutouts": Path("animals"), "batch_size": 4, **budget}
         ]
@@ -636,7 +637,7 @@ class TestTrainAndEvaluate:
         """The stand-in above hides a change of the real function; its signature does not."""
         from subjectgen.train.mini import train
 
-        passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size", "compile", "start"}
+        passed = {"phase", "out", "minutes", "steps", "resume", "cutouts", "batch_size", "compile", "start", "seed"}
         assert passed <= inspect.signature(train).parameters.keys()
 
     @pytest.mark.parametrize("budget", [[], ["--minutes", "1", "--steps", "2"]])

@@ -167,20 +167,28 @@ def paint(
     for stages, group in groupby(waiting, key=lambda each: each.stages):
         batches = list(_batches(list(group), batch_size))
         for batch in track(batches, f"painting, {stages}"):
-            _paint_batch(pipe, benchmark, run, batch)
+            references = [benchmark.references(each.case) for each in batch]
+            paint_batch(pipe, run, batch, [each.case.prompt for each in batch], references, run.stages[stages])
 
 
 def _batches(paintings: Sequence[Painting], size: int) -> Iterator[Sequence[Painting]]:
     return (paintings[start : start + size] for start in range(0, len(paintings), size))
 
 
-def _paint_batch(pipe: SubjectPipeline, benchmark: Benchmark, run: Run, batch: Sequence[Painting]) -> None:
-    """Every picture from its own seed: the same alone and beside any others."""
+def paint_batch(
+    pipe: SubjectPipeline,
+    run: Run,
+    batch: Sequence[Painting],
+    prompts: Sequence[Any],
+    references: Sequence[Any],
+    stages: Sequence[Stage] | None = None,
+) -> None:
+    """Every picture from its own seed: the same alone and beside any others. stages: the model's own if left out."""
     width, height = run.size
     result: Any = pipe(
-        [each.case.prompt for each in batch],
-        [benchmark.references(each.case) for each in batch],
-        stages=run.stages[batch[0].stages],
+        list(prompts),
+        list(references),
+        stages=stages,
         width=width,
         height=height,
         num_inference_steps=run.steps,

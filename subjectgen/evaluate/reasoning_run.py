@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.progress import track
 
@@ -28,6 +27,7 @@ from subjectgen.evaluate.generation import (
     binds,
     facts_of,
     joined,
+    paint_batch,
     read_run,
     run_of,
     write_run,
@@ -130,20 +130,8 @@ def read_plan(out: Path, case: Asked) -> Plan | None:
 
 def paint(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, run: Run, batch: Sequence[Painting], out: Path) -> None:
     """Every picture from its own seed: that of a case is the same, whatever it is painted from."""
-    asked = [_asked(pipe, benchmark, each, out) for each in batch]
-    width, height = run.size
-    result: Any = pipe(
-        [words for words, _ in asked],
-        [images for _, images in asked],
-        width=width,
-        height=height,
-        num_inference_steps=run.steps,
-        guidance_scale=run.guidance_scale,
-        generator=[torch.Generator().manual_seed(each.seed) for each in batch],
-    )
-    for each, picture in zip(batch, result.images, strict=True):
-        with whole_file(each.file) as temporary:
-            picture.save(temporary, format="PNG")
+    prompts, references = zip(*(_asked(pipe, benchmark, each, out) for each in batch), strict=True)
+    paint_batch(pipe, run, batch, prompts, references)
 
 
 def _asked(

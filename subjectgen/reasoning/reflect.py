@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from subjectgen.callback import Callback
     from subjectgen.pipeline import SubjectPipeline
 
-REFLECT_SIGMA = 0.9  # the lowest from which another ground is always heard (mini; benchmarks/reflection.py)
+REFLECT_SIGMA = 0.9  # the lowest from which another prompt is painted as from noise (mini; benchmarks/reflection.py)
 Departures = tuple[str, ...]  # of RESPECTS
 
 

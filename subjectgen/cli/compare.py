@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from subjectgen.cli.generate import GuidanceScale, check_guidance, generators, parse_size, step_bar
+from subjectgen.cli.generate import check_guidance, generators, parse_size, step_bar
 from subjectgen.cli.model import (
     Adapter,
     AttentionBackend,
     Compile,
     Dtype,
+    GuidanceScale,
     Model,
     Offload,
     Quantization,

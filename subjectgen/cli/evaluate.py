@@ -10,7 +10,16 @@ from typer.core import TyperCommand
 
 from subjectgen.cli.generate import parse_size
 from subjectgen.cli.metrics import JudgeOptions, check_metrics, open_metrics
-from subjectgen.cli.model import Adapter, AttentionBackend, Compile, Model, Offload, Quantization, open_model
+from subjectgen.cli.model import (
+    Adapter,
+    AttentionBackend,
+    Compile,
+    GuidanceScale,
+    Model,
+    Offload,
+    Quantization,
+    open_model,
+)
 
 if TYPE_CHECKING:
     from subjectgen.evaluate.run import Order
@@ -58,9 +67,6 @@ AllowMissing = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps. The model's own default if left out.")]
 Size = Annotated[str | None, typer.Option(help="N or WIDTHxHEIGHT in pixels. The model's own if left out.")]
-GuidanceScale = Annotated[
-    float | None, typer.Option(help="How strongly guidance acts, 1 for none. The model's own if left out.")
-]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures painted together; the same ones, whatever it is.")]
 Cutouts = Annotated[Path | None, typer.Option(help="A folder of pictures with alpha instead of the font.")]
 

@@ -16,6 +16,7 @@ from subjectgen.cli.model import (
     AttentionBackend,
     Compile,
     Dtype,
+    GuidanceScale,
     Model,
     Offload,
     Quantization,
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
     from subjectgen.reasoning.plan import Plan
 
 JudgeName = Literal["mllm", "tower"]
-
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option(help="1 is none; above, closer to the prompt for twice the passes. The model's own if left out."),
-]
 
 
 def generate(

@@ -18,6 +18,10 @@ Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(help="Of the weights. A bundled model's own if left out, float32 of a folder or a Hub repo."),
 ]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(help="1 is none; above, closer to the prompt for twice the passes. The model's own if left out."),
+]
 Quantization = Annotated[
     str, typer.Option(help="none, int8, fp8 or nf4: keep large layers in 8 or 4 bits, for less memory.")
 ]

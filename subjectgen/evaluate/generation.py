@@ -1,11 +1,11 @@
 """Painting the pictures of a benchmark: each is a file, so a killed run goes on where it was, and shards add up."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import track
@@ -17,6 +17,8 @@ from subjectgen.generate.stages import STAGE_PRESETS, Stage, is_number, resolve_
 from subjectgen.pipeline import SubjectPipeline
 from subjectgen.request import check_size
 from subjectgen.weights import model_hash
+
+T = TypeVar("T")
 
 RUN = "run.json"
 PICTURES = "pictures"
@@ -165,14 +167,14 @@ def paint(
     """Paint what is not there yet; each file is whole or absent."""
     waiting = [each for each in paintings if not each.file.exists()]
     for stages, group in groupby(waiting, key=lambda each: each.stages):
-        batches = list(_batches(list(group), batch_size))
-        for batch in track(batches, f"painting, {stages}"):
+        for batch in track(batches(list(group), batch_size), f"painting, {stages}"):
             references = [benchmark.references(each.case) for each in batch]
             paint_batch(pipe, run, batch, [each.case.prompt for each in batch], references, run.stages[stages])
 
 
-def _batches(paintings: Sequence[Painting], size: int) -> Iterator[Sequence[Painting]]:
-    return (paintings[start : start + size] for start in range(0, len(paintings), size))
+def batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """So many at a time, in their order."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def paint_batch(

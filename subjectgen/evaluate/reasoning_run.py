@@ -24,6 +24,7 @@ from subjectgen.evaluate.generation import (
     PICTURES,
     Run,
     Settings,
+    batches,
     binds,
     facts_of,
     joined,
@@ -35,11 +36,10 @@ from subjectgen.evaluate.generation import (
 from subjectgen.evaluate.plan_scores import decision_scores, read_scores
 from subjectgen.evaluate.plots import check_plots
 from subjectgen.evaluate.reasoning import Asked, Question, ReasoningBenchmark
-from subjectgen.evaluate.report import write_report
-from subjectgen.evaluate.run import SHEET, SHEET_ROWS, WHOLE
+from subjectgen.evaluate.run import SHEET_ROWS, WHOLE, write_results
 from subjectgen.evaluate.scoring import SCORES, Line, key_of, read_lines, score, write_lines
 from subjectgen.evaluate.sheet import captioned_sheet
-from subjectgen.evaluate.table import EVERYTHING, Means, differences_of, means_of, print_table, write_table
+from subjectgen.evaluate.table import Means
 from subjectgen.files import whole_file
 from subjectgen.images import load_image
 from subjectgen.pipeline import SubjectPipeline
@@ -89,10 +89,10 @@ def make(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, out: Path, order:
     write_cases(benchmark, out, 1)
     run, bound = reasoning_run_of(pipe, benchmark, order), binds(out / MODEL, out / PLANS, out / PICTURES)
     write_run(out / MODEL, joined(read_run(out / MODEL), run) if bound else run)
-    cases = benchmark.cases[order.shard.index - 1 :: order.shard.count]
+    cases = order.shard.of(benchmark.cases)
     write_plans(pipe, benchmark, [case for case in cases if not plan_file(out, case).exists()], out)
     waiting = [each for case in cases for each in paintings(case, out) if not each.file.exists()]
-    for batch in track(list(_batches(waiting, order.settings.batch_size)), "painting"):
+    for batch in track(batches(waiting, order.settings.batch_size), "painting"):
         paint(pipe, benchmark, run, batch, out)
 
 
@@ -104,7 +104,7 @@ def paintings(case: Asked, out: Path) -> list[Painting]:
 
 def write_plans(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, cases: Sequence[Asked], out: Path) -> None:
     """A file for each request; it holds null where the MLLM came to no plan."""
-    for batch in track(list(_batches(cases, BATCH)), "reasoning"):
+    for batch in track(batches(cases, BATCH), "reasoning"):
         for case, plan in zip(batch, planned(pipe, benchmark, batch), strict=True):
             with whole_file(plan_file(out, case)) as temporary:
                 temporary.write_text("null" if plan is None else plan.to_json(), encoding="utf-8")
@@ -170,9 +170,6 @@ def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
         for line in plan_lines(benchmark, case, read_plan(out, case))
     ]
     write_lines(out / SCORES, (read_lines(out / SCORES) | {key_of(line): line for line in plans}).values())
-    lines = [*plans, *pictures]
-    means, differences = means_of(benchmark, lines), differences_of(benchmark, lines)
-    sheet = contact_sheet(benchmark, out)
     about = facts_of(run) | {
         "pictures": f"{len(painted)} of {len(painted)}",
         "command": order.command,
@@ -180,12 +177,7 @@ def measure(benchmark: ReasoningBenchmark, out: Path, order: Order) -> Means:
         "sha256 of the references": references_hash(benchmark),
         "scored by": ", ".join(benchmark.scorers),
     }
-    write_table(out, means, about, differences)
-    with whole_file(out / SHEET) as temporary:
-        sheet.save(temporary, format="PNG")
-    write_report(out, benchmark, means, lines, sheet, about, EVERYTHING, differences)
-    print_table(benchmark, means, EVERYTHING, differences)
-    return means
+    return write_results(benchmark, out, [*plans, *pictures], contact_sheet(benchmark, out), about)
 
 
 def plan_lines(benchmark: ReasoningBenchmark, case: Asked, plan: Plan | None) -> Iterator[Line]:
@@ -217,7 +209,3 @@ def reasoning_run_of(pipe: SubjectPipeline, benchmark: ReasoningBenchmark, order
     run = run_of(pipe, benchmark, order.model, OWN, order.settings)
     planning = {name: str(pipe.config.get(name)) for name in ("plan_instruction", "max_references")}
     return replace(run, settings=run.settings | planning)
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

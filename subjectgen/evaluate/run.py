@@ -1,7 +1,7 @@
 """A benchmark from its cases to its report, in two phases, paint and score, that share files alone."""
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from subjectgen.evaluate.cases import (
     Benchmark,
+    Measured,
     Painting,
     Shard,
     check_cases,
@@ -38,9 +39,9 @@ from subjectgen.evaluate.generation import (
 from subjectgen.evaluate.pictures import asked_of_parts, measurable, named, note_folder, other_files, pictures_named
 from subjectgen.evaluate.plots import check_plots, curve, save_png
 from subjectgen.evaluate.report import REPORT, write_report
-from subjectgen.evaluate.scoring import score
+from subjectgen.evaluate.scoring import Line, score
 from subjectgen.evaluate.sheet import captioned_sheet, side_by_side
-from subjectgen.evaluate.table import Means, differences_of, means_of, print_table, write_table
+from subjectgen.evaluate.table import EVERYTHING, Means, differences_of, means_of, print_table, write_table
 from subjectgen.files import whole_file
 from subjectgen.images import load_image
 from subjectgen.pipeline import SubjectPipeline
@@ -182,15 +183,29 @@ def _score(
         "sha256 of the references": references_hash(benchmark),
         "scored by": ", ".join(benchmark.scorers),
     }
-    means, sheet = means_of(benchmark, lines), contact_sheet(benchmark, there)
-    differences = differences_of(benchmark, lines, str(about.get("stages of its own", "")))
+    sheet, own = contact_sheet(benchmark, there), str(about.get("stages of its own", ""))
+    means = write_results(benchmark, out, lines, sheet, about, asked, own)
+    write_curve(out, benchmark, means)
+    print(out / REPORT)
+    return means
+
+
+def write_results(
+    benchmark: Measured,
+    out: Path,
+    lines: Sequence[Line],
+    sheet: Image.Image,
+    about: Mapping[str, object],
+    asked: Mapping[str, int] = EVERYTHING,
+    own: str = "",
+) -> Means:
+    """Table, sheet and report, with differences from the column `own`; the table is printed too. => the means."""
+    means, differences = means_of(benchmark, lines), differences_of(benchmark, lines, own)
     write_table(out, means, about, differences)
     with whole_file(out / SHEET) as temporary:
         sheet.save(temporary, format="PNG")
-    write_curve(out, benchmark, means)
     write_report(out, benchmark, means, lines, sheet, about, asked, differences)
     print_table(benchmark, means, asked, differences)
-    print(out / REPORT)
     return means
 
 
